@@ -1,0 +1,46 @@
+"""The compiled part of the build. Everything else about the package stands in pyproject.toml.
+
+A module with a .pxd beside its .py is compiled; there is no other list.
+"""
+
+from pathlib import Path
+
+import unicorn
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SOURCE = Path("src")
+UNICORN = Path(unicorn.__file__).parent
+
+# Functions of the software CPU that kvmkit.accel.tcg.cpu replaces; see docs/tcg.md.
+REPLACED = [
+    "x86_cpu_exec_interrupt",
+    "helper_rdmsr",
+    "helper_wrmsr",
+]
+
+
+def extension(source: Path) -> Extension:
+    name = ".".join(source.relative_to(SOURCE).with_suffix("").parts)
+    options: dict[str, list[str]] = {"extra_compile_args": ["-O2", "-g0", "-Wno-unused-function"]}
+    if name == "kvmkit.accel.tcg.cpu":
+        options["extra_objects"] = [str(UNICORN / "lib" / "libunicorn.a")]
+        options["include_dirs"] = [str(UNICORN / "include")]
+        options["libraries"] = ["m", "pthread"]
+        options["extra_link_args"] = [f"-Wl,--wrap={name}_x86_64" for name in REPLACED] + [
+            "-Wl,-Bsymbolic",
+            "-Wl,--exclude-libs,ALL",
+            "-s",
+        ]
+    return Extension(name, [str(source)], **options)
+
+
+compiled = sorted(pxd.with_suffix(".py") for pxd in SOURCE.rglob("*.pxd") if pxd.with_suffix(".py").exists())
+setup(
+    ext_modules=cythonize(
+        [extension(source) for source in compiled],
+        language_level=3,
+        compiler_directives={"boundscheck": True, "cdivision": True, "embedsignature": True},
+        build_dir="build/cython",
+    ),
+)

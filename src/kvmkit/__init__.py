@@ -1,0 +1,3 @@
+"""kvmkit: a hypervisor you can import."""
+
+__version__ = "0.1.0"

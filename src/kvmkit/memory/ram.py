@@ -1,0 +1,86 @@
+"""Guest RAM. Every access by guest physical address goes through `pointer`, which checks the whole of it."""
+
+import mmap
+import os
+
+import cython
+from cython.cimports.libc.stdint import uint8_t, uint64_t, uintptr_t
+from cython.cimports.libc.string import memcpy
+
+from kvmkit.errors import BadInput, HostError
+
+PAGE = 4096
+HOLE: int = 0xC0000000
+"""Where RAM below 4 GiB ends: from here to HIGH_RAM are devices, firmware and the interrupt controllers."""
+HIGH_RAM: int = 0x100000000
+
+
+@cython.cclass
+class GuestMemory:
+    """`size` bytes of RAM (a multiple of 4096): [0, low), and what is more than 3 GiB from 4 GiB on.
+
+    The bytes live in a memfd (`fd`), so that another process can map them too. Host and guest share the
+    mapping: a device writes where the guest reads.
+    """
+
+    def __cinit__(self, size):
+        if size <= 0 or size % PAGE:
+            raise BadInput(f"guest memory of {size} bytes is not a positive multiple of {PAGE}")
+        self.size = size
+        self.low = min(size, HOLE)
+        self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size)
+            self.mapping = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED)
+        except OSError as error:
+            os.close(self.fd)
+            raise HostError(f"can't reserve {size >> 20} MiB for the guest: {error.strerror}") from error
+        view: cython.uchar[:] = self.mapping
+        self.base = cython.address(view[0])
+
+    def regions(self) -> list:
+        """(guest physical address, host address, bytes) of each stretch of RAM."""
+        host = cython.cast(uintptr_t, self.base)
+        found = [(0, host, self.low)]
+        if self.size > self.low:
+            found.append((HIGH_RAM, host + self.low, self.size - self.low))
+        return found
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def pointer(self, address: uint64_t, length: uint64_t) -> cython.pointer(uint8_t):
+        """The host address of [address, address + length), or NULL when not all of it is one stretch of RAM."""
+        if address < self.low:
+            if length > self.low - address:
+                return cython.NULL
+            return self.base + address
+        if address >> 32:
+            above: uint64_t = address - (cython.cast(uint64_t, 1) << 32)
+            if above < self.size - self.low and length <= self.size - self.low - above:
+                return self.base + self.low + above
+        return cython.NULL
+
+    def read(self, address: uint64_t, length: uint64_t) -> bytes:
+        """Bytes of RAM. Raises ValueError when they are not all RAM."""
+        p: cython.pointer(uint8_t) = self.pointer(address, length)
+        if p == cython.NULL:
+            raise ValueError(f"no guest RAM at {address:#x}+{length:#x}")
+        return p[:length]
+
+    def write(self, address: uint64_t, data) -> None:
+        """Put `data` (any buffer) in RAM. Raises ValueError when it does not all fall on RAM."""
+        view: cython.const[cython.uchar][:] = memoryview(data).cast("B")
+        length: uint64_t = view.shape[0]
+        if length == 0:
+            return
+        p: cython.pointer(uint8_t) = self.pointer(address, length)
+        if p == cython.NULL:
+            raise ValueError(f"no guest RAM at {address:#x}+{length:#x}")
+        memcpy(p, cython.address(view[0]), length)
+
+    def close(self) -> None:
+        """Forget the file; the mapping goes with the last user of this object."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
