@@ -1,0 +1,45 @@
+"""The PC's fixed addresses: where a guest finds what every PC has.
+
+Guest physical memory                       Ports
+    0x0000000000  RAM                           0x020 0x0a0  PIC            0x3f8 irq 4   serial 0, the console
+    0x00000e0000  ACPI tables                   0x040-0x043  PIT            0x2f8 irq 3   serial 1, the agent
+    0x0000100000  RAM                           0x060 0x064  i8042          0x3e8 irq 5   serial 2
+    0x00c0000000  hole: devices                 0x061        PIT gate       0x2e8 irq 7   serial 3
+    0x00fec00000  IOAPIC                        0x070-0x071  RTC, CMOS      0x402         debug console
+    0x00fee00000  LAPIC                         0x0e9        debug console  0x600-0x62f   ACPI power management
+    0x0100000000  RAM                           0x0f4        debug exit     0xcf9         reset
+"""
+
+from __future__ import annotations
+
+ACPI_TABLES = 0xE0000
+ACPI_TABLES_END = 0x100000
+
+IOAPIC = 0xFEC00000
+IOAPIC_PINS = 24
+LAPIC = 0xFEE00000
+
+PIT_IRQ = 0  # reaches the IOAPIC at pin 2, as on every PC
+PIT_IOAPIC_PIN = 2
+RTC_IRQ = 8
+ACPI_IRQ = 9
+
+SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 5), (0x2E8, 7))
+"""(first port, interrupt) of each 16550; the last two interrupts are free of sharing, unlike ISA's own."""
+
+RTC_PORT = 0x70
+I8042_DATA = 0x60
+I8042_COMMAND = 0x64
+DEBUG_CONSOLES = (0xE9, 0x402)
+DEBUG_EXIT = 0xF4
+RESET_PORT = 0xCF9
+RESET_VALUE = 0x06
+
+PM_BASE = 0x600
+PM1_EVENT = PM_BASE  # status u16, enable u16
+PM1_CONTROL = PM_BASE + 4  # u16
+PM_TIMER = PM_BASE + 8  # u32, 3.579545 MHz
+GPE0 = PM_BASE + 0x20  # status, then enable, 4 bytes each
+GPE0_BYTES = 8
+PM_SIZE = 0x30
+SLEEP_S5 = 5  # SLP_TYP that the DSDT gives for \\_S5
