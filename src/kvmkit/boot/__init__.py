@@ -49,9 +49,7 @@ def load(
             raise BadInput(f"can't read kernel {kernel}: {error.strerror}") from error
 
 
-def _load(
-    memory: GuestMemory, source: Source, initrd: Sequence[Path | bytes], cmdline: str, rsdp: int
-) -> BootState:
+def _load(memory: GuestMemory, source: Source, initrd: Sequence[Path | bytes], cmdline: str, rsdp: int) -> BootState:
     path = source.path
     if bzimage.is_bzimage(source.head):
         return _load_bzimage(memory, source, initrd, cmdline, rsdp)

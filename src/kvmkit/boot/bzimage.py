@@ -44,7 +44,7 @@ def is_bzimage(head: bytes) -> bool:
 
 
 def parse(path: Path, head: bytes, size: int) -> BzImage:
-    """Read the header of a file of `size` bytes that starts with `head`. Raises BadInput: too old, 32-bit, truncated."""
+    """The header of a file of `size` bytes that starts with `head`. Raises BadInput: too old, 32-bit, truncated."""
     if len(head) < 0x290:
         raise BadInput(f"{path}: the bzImage is truncated: it has only {size} bytes")
     (protocol,) = struct.unpack_from("<H", head, 0x206)

@@ -12,6 +12,9 @@ from kvmkit.errors import BadInput
 MAX_KERNEL = 1 << 30
 """No kernel is larger; a sparse file of a terabyte must not keep us reading."""
 
+EAGER = 256 << 20
+"""Files up to here are mapped with all their pages at once; a larger one may yet turn out not to fit."""
+
 
 class Source:
     """A file of `size` bytes, open for reading: `stat` as it was when opened, `head` its first 8 KiB.
@@ -42,10 +45,13 @@ class Source:
             raise
 
     def map(self) -> memoryview:
-        """All of the file, read-only. Pages come in as they are touched; the mapping ends with the last view."""
+        """All of the file, read-only. The mapping ends with the last view."""
         if not self.size:
             return memoryview(b"")
-        return memoryview(mmap.mmap(self.fd, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_POPULATE, prot=mmap.PROT_READ))
+        flags = mmap.MAP_PRIVATE
+        if self.size <= EAGER:
+            flags |= mmap.MAP_POPULATE
+        return memoryview(mmap.mmap(self.fd, self.size, flags=flags, prot=mmap.PROT_READ))
 
     def close(self) -> None:
         os.close(self.fd)

@@ -9,8 +9,17 @@ from kvmkit.errors import BadInput
 
 from .files import Source
 
-_STARTS = (b"070701", b"070702", b"\x1f\x8b", b"BZh", b"\x5d\x00\x00", b"\xfd7zXZ\x00", b"\x89LZO", b"\x02\x21\x4c\x18")
-_STARTS += (b"\x28\xb5\x2f\xfd", b"-rom1fs-", b"hsqs", b"\x45\x3d\xcd\x28")
+_ARCHIVES = (b"070701", b"070702")
+_PACKED = (
+    b"\x1f\x8b",
+    b"BZh",
+    b"\x5d\x00\x00",
+    b"\xfd7zXZ\x00",
+    b"\x89LZO",
+    b"\x02\x21\x4c\x18",
+    b"\x28\xb5\x2f\xfd",
+)
+_FILE_SYSTEMS = (b"-rom1fs-", b"hsqs", b"\x45\x3d\xcd\x28")  # romfs, squashfs, cramfs
 _EXT2 = slice(0x438, 0x43A)
 
 
@@ -39,4 +48,4 @@ def open_all(given: Sequence[Path | bytes], *, any_content: bool = False) -> lis
 def _known(data: memoryview) -> bool:
     head = bytes(data[:4096])
     # Zeros between archives are allowed, and so before the first one.
-    return head.lstrip(b"\0").startswith(_STARTS) or head[_EXT2] == b"\x53\xef"
+    return head.lstrip(b"\0").startswith(_ARCHIVES + _PACKED + _FILE_SYSTEMS) or head[_EXT2] == b"\x53\xef"

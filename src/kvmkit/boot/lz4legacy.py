@@ -14,7 +14,7 @@ def decompress(data: memoryview, limit: int) -> bytes:
 
     The format has no end mark: the frame ends with its data, with no room for another block.
     """
-    from lz4.block import LZ4BlockError
+    from lz4.block import LZ4BlockError  # type: ignore[import-untyped] # lz4 has no type information
     from lz4.block import decompress as unpack_block
 
     if data[:4] != MAGIC:

@@ -7,6 +7,7 @@ import cython
 from cython.cimports.libc.stdint import int64_t, uint8_t
 from cython.cimports.libc.string import memcpy
 
+
 def decompress(data, size: cython.Py_ssize_t) -> bytes:
     """One LZO1X stream whose output is exactly `size` bytes. Raises ValueError when it is anything else."""
     source: cython.const[cython.uchar][:] = memoryview(data).cast("B")

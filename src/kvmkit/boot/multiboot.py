@@ -36,7 +36,7 @@ CMDLINE_MAX = 0x4000
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`offset` is the header's place in the file; `addresses` are header, load, load end, bss end and entry, if given."""
+    """`offset` is its place in the file; `addresses`, if given, are header, load, load end, bss end and entry."""
 
     offset: int
     flags: int

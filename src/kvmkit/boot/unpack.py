@@ -88,7 +88,7 @@ def _to_end(unpacker: object, data: memoryview, size: int) -> bytes:
 
 def _open_ended(data: memoryview, size: int, out: bytes) -> bool:
     """Whether this is LZMA with a known length, which has no end mark: then the length is the end."""
-    return data[:1] == b"\x5d" and data[5:13] != b"\xff" * 8 and len(out) == size
+    return bytes(data[:1]) == b"\x5d" and bytes(data[5:13]) != b"\xff" * 8 and len(out) == size
 
 
 def _lzo(data: memoryview, size: int) -> bytes:

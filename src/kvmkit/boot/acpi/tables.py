@@ -30,14 +30,13 @@ FACS_SIZE = 64
 WBINVD, PROC_C1, SLEEP_BUTTON_ABSENT, RTC_WAKE_ABSENT, RESET_SUPPORTED = 1, 1 << 2, 1 << 5, 1 << 6, 1 << 10
 BOOT_LEGACY_DEVICES, BOOT_8042, BOOT_NO_VGA = 1, 2, 4
 
+BYTES, WORDS, DOUBLE_WORDS = 1, 2, 3
 POLARITY_HIGH, TRIGGER_LEVEL = 1, 3 << 2
 
 
 def table(signature: bytes, revision: int, body: bytes) -> bytes:
     """A system description table: 36 bytes of header, `body`, and a checksum that makes all bytes' sum zero."""
-    header = struct.pack(
-        "<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, OEM, OEM_TABLE, 1, b"KVMK", 1
-    )
+    header = struct.pack("<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, OEM, OEM_TABLE, 1, b"KVMK", 1)
     return _summed(header + body, 9)
 
 
@@ -80,17 +79,16 @@ def fadt(dsdt: int, facs: int, *, i8042: bool) -> bytes:
     body[116 - 36 : 128 - 36] = _port(RESET_PORT, 1)
     put("B", 128, RESET_VALUE)
     put("B", 131, 0)  # minor version
-    # FACS and DSDT lie below 4 GiB: their 64-bit addresses stay zero where both forms would say the same (5.2.9).
-    put("Q", 140, dsdt)
-    body[148 - 36 : 160 - 36] = _port(PM1_EVENT, 4)
-    body[172 - 36 : 184 - 36] = _port(PM1_CONTROL, 2)
-    body[208 - 36 : 220 - 36] = _port(PM_TIMER, 4)
+    put("Q", 140, dsdt)  # the FACS has only its 32-bit address: the two forms exclude each other
+    body[148 - 36 : 160 - 36] = _port(PM1_EVENT, 4, access=WORDS)
+    body[172 - 36 : 184 - 36] = _port(PM1_CONTROL, 2, access=WORDS)
+    body[208 - 36 : 220 - 36] = _port(PM_TIMER, 4, access=DOUBLE_WORDS)
     body[220 - 36 : 232 - 36] = _port(GPE0, GPE0_BYTES)
     return table(b"FACP", 6, bytes(body))
 
 
 def madt(cpus: int) -> bytes:
-    """Interrupt controllers: a LAPIC per vCPU (APIC id = index), one IOAPIC, and where its pins differ from the PIC's."""
+    """Interrupt controllers: a LAPIC per vCPU (APIC id = index), an IOAPIC, and how its pins differ from the PIC."""
     entries = [struct.pack("<IIBBHI", LAPIC, 1, 0, 0, 0, 0)[:8]]  # flags: there is a PIC too
     for index in range(cpus):
         if index < 255:
@@ -106,9 +104,8 @@ def madt(cpus: int) -> bytes:
     return table(b"APIC", 5, b"".join(entries))
 
 
-def _port(address: int, size: int) -> bytes:
-    """A generic address structure for ports of `size` bytes in all; accessed by bytes, words or double words."""
-    access = {1: 1, 2: 2, 4: 3}.get(size, 1)
+def _port(address: int, size: int, *, access: int = BYTES) -> bytes:
+    """A generic address structure for ports of `size` bytes in all."""
     return struct.pack("<BBBBQ", 1, size * 8, 0, access, address)
 
 
