@@ -11,7 +11,7 @@ from kvmkit.errors import KvmkitError
 
 
 @cython.cfunc
-@cython.exceptval(-1)
+@cython.exceptval(-1, check=False)
 def refused(what: str) -> cython.int:
     """Raise what errno says about `what`."""
     raise KvmkitError(f"KVM refuses {what}: {os.strerror(errno)}")
@@ -27,7 +27,7 @@ def fetch(fd: cython.int, request: cython.ulong, initial: bytes, what: str) -> b
 
 
 @cython.cfunc
-@cython.exceptval(-1)
+@cython.exceptval(-1, check=False)
 def store(fd: cython.int, request: cython.ulong, data: bytes, what: str) -> cython.int:
     """Hand KVM the structure in `data`."""
     result: cython.int = uapi.ioctl(fd, request, PyBytes_AS_STRING(data))

@@ -82,7 +82,7 @@ def _kick_signal() -> cython.int:
 
 
 @cython.cfunc
-@cython.exceptval(-1)
+@cython.exceptval(-1, check=False)
 def _prepare_signal() -> cython.int:
     global _signal_ready
     if _signal_ready:
@@ -253,7 +253,7 @@ class KvmVcpu:
                 return self._exit(reason)
 
     @cython.cfunc
-    @cython.exceptval(-1)
+    @cython.exceptval(-1, check=False)
     def _port(self) -> cython.int:
         """KVM_EXIT_IO: `count` times `size` bytes to or from one port (more than one for INS and OUTS)."""
         page = self.page
@@ -274,7 +274,7 @@ class KvmVcpu:
         return 0
 
     @cython.cfunc
-    @cython.exceptval(-1)
+    @cython.exceptval(-1, check=False)
     def _memory(self) -> cython.int:
         """KVM_EXIT_MMIO: up to 8 bytes. An access that crosses a page comes in two parts, of any length."""
         page = self.page
@@ -315,13 +315,14 @@ class KvmVcpu:
         if reason == uapi.KVM_EXIT_INTERNAL_ERROR:
             error = page.internal.suberror
             detail = f"KVM's internal error {error}: {_SUBERRORS.get(error, 'unknown')}"
-            emulation = cython.address(page.emulation_failure)
             if (
                 error == uapi.KVM_INTERNAL_ERROR_EMULATION
-                and emulation.ndata >= 3
-                and emulation.flags & uapi.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
+                and page.emulation_failure.ndata >= 3
+                and page.emulation_failure.flags & uapi.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
             ):
-                detail += f" ({emulation.insn_bytes[: min(emulation.insn_size, 15)].hex(' ')})"
+                size: cython.int = min(page.emulation_failure.insn_size, 15)
+                bytes_there: bytes = page.emulation_failure.insn_bytes[:size]
+                detail += f" ({bytes_there.hex(' ')})"
             return Exit(ExitReason.INTERNAL_ERROR, error, detail)
         if reason == uapi.KVM_EXIT_UNKNOWN:
             hardware = page.hw.hardware_exit_reason
@@ -336,7 +337,7 @@ class KvmVcpu:
     # State
 
     @cython.cfunc
-    @cython.exceptval(-1)
+    @cython.exceptval(-1, check=False)
     def _idle(self) -> cython.int:
         """KVM holds a vCPU's lock all through KVM_RUN: without this check, asking for state would hang."""
         if self.page == cython.NULL:
@@ -392,7 +393,7 @@ class KvmVcpu:
         return data[8:]
 
     @cython.cfunc
-    @cython.exceptval(-1)
+    @cython.exceptval(-1, check=False)
     def _set_msrs(self, data: bytes) -> cython.int:
         if len(data) % _MSR.size:
             raise KvmkitError(f"state msrs is {len(data)} bytes, not whole entries of {_MSR.size}")

@@ -13,14 +13,15 @@ from cython.cimports.kvmkit.accel.kvm.transfer import fetch, refused, store
 from cython.cimports.kvmkit.accel.kvm.vcpu import KvmVcpu
 from cython.cimports.kvmkit.bus.space import AddressSpace
 from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.libc.string import memset
 
 from kvmkit.accel.state import VM_STATE
 from kvmkit.errors import BadInput, HostError, KvmkitError
 
 # KVM keeps four pages of its own in the guest's address space, for real mode on older Intel processors. They stand
 # below the 16 MiB where firmware can be, as in other VMMs.
-IDENTITY_MAP: cython.ulong = 0xFEFFC000
-TSS: cython.ulong = 0xFEFFD000
+IDENTITY_MAP: int = 0xFEFFC000
+TSS: int = 0xFEFFD000
 
 FIRST_MSI_GSI: int = 24
 MAX_ROUTES: int = 4096  # KVM_MAX_IRQ_ROUTES
@@ -65,19 +66,24 @@ class KvmVm:
 
     def _set_up(self) -> None:
         identity: cython.ulong = IDENTITY_MAP
+        tss: cython.ulong = TSS
         if uapi.ioctl(self.fd, uapi.KVM_SET_IDENTITY_MAP_ADDR, cython.address(identity)) < 0:
             refused("a place for its identity map")
-        if uapi.ioctl(self.fd, uapi.KVM_SET_TSS_ADDR, TSS) < 0:
+        if uapi.ioctl(self.fd, uapi.KVM_SET_TSS_ADDR, tss) < 0:
             refused("a place for its task state")
         if self.cpus > XAPIC_CPUS:
-            wide: uapi.kvm_enable_cap = uapi.kvm_enable_cap(cap=uapi.KVM_CAP_X2APIC_API)
+            wide: uapi.kvm_enable_cap
+            memset(cython.address(wide), 0, cython.sizeof(wide))
+            wide.cap = uapi.KVM_CAP_X2APIC_API
             wide.args[0] = uapi.KVM_X2APIC_API_USE_32BIT_IDS
             if uapi.ioctl(self.fd, uapi.KVM_ENABLE_CAP, cython.address(wide)) < 0:
                 refused("32-bit APIC ids")
         if uapi.ioctl(self.fd, uapi.KVM_CREATE_IRQCHIP, cython.cast(cython.ulong, 0)) < 0:
             refused("an interrupt controller")
         # The dummy speaker has KVM answer port 0x61 too, where a guest waits for PIT channel 2.
-        pit: uapi.kvm_pit_config = uapi.kvm_pit_config(flags=uapi.KVM_PIT_SPEAKER_DUMMY)
+        pit: uapi.kvm_pit_config
+        memset(cython.address(pit), 0, cython.sizeof(pit))
+        pit.flags = uapi.KVM_PIT_SPEAKER_DUMMY
         if uapi.ioctl(self.fd, uapi.KVM_CREATE_PIT2, cython.address(pit)) < 0:
             refused("a PIT")
         for slot, (guest, host, size) in enumerate(self.memory.regions()):
@@ -96,9 +102,11 @@ class KvmVm:
 
     def set_memory(self, slot: int, guest: int, host: int, size: int, *, readonly: bool = False) -> None:
         """Show `size` bytes at host address `host` to the guest at `guest`; size 0 takes the slot away."""
-        region: uapi.kvm_userspace_memory_region = uapi.kvm_userspace_memory_region(
-            slot=slot, flags=uapi.KVM_MEM_READONLY if readonly else 0, guest_phys_addr=guest
-        )
+        region: uapi.kvm_userspace_memory_region
+        memset(cython.address(region), 0, cython.sizeof(region))
+        region.slot = slot
+        region.flags = uapi.KVM_MEM_READONLY if readonly else 0
+        region.guest_phys_addr = guest
         region.memory_size = size
         region.userspace_addr = host
         if uapi.ioctl(self.fd, uapi.KVM_SET_USER_MEMORY_REGION, cython.address(region)) < 0:
@@ -122,13 +130,20 @@ class KvmVm:
 
     def set_irq(self, gsi: cython.uint, level: cython.uint) -> None:
         """KVM_IRQ_LINE: set line `gsi` to 0 or 1."""
-        line: uapi.kvm_irq_level = uapi.kvm_irq_level(irq=gsi, level=1 if level else 0)
+        line: uapi.kvm_irq_level
+        memset(cython.address(line), 0, cython.sizeof(line))
+        line.irq = gsi
+        line.level = 1 if level else 0
         if uapi.ioctl(self.fd, uapi.KVM_IRQ_LINE, cython.address(line)) < 0:
             refused(f"interrupt line {gsi}")
 
     def signal_msi(self, address: cython.ulonglong, data: cython.uint) -> None:
         """KVM_SIGNAL_MSI: deliver one message. One that no vCPU takes (its APIC is off) is lost, as on a PC."""
-        message: uapi.kvm_msi = uapi.kvm_msi(address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data)
+        message: uapi.kvm_msi
+        memset(cython.address(message), 0, cython.sizeof(message))
+        message.address_lo = address & 0xFFFFFFFF
+        message.address_hi = address >> 32
+        message.data = data
         if uapi.ioctl(self.fd, uapi.KVM_SIGNAL_MSI, cython.address(message)) < 0:
             refused(f"message {data:#x} to {address:#x}")
 
@@ -187,7 +202,11 @@ class KvmVm:
 
     @cython.cfunc
     def _irqfd(self, fd: cython.int, gsi: cython.uint, flags: cython.uint, resample: cython.int):
-        wanted: uapi.kvm_irqfd = uapi.kvm_irqfd(fd=fd, gsi=gsi, flags=flags)
+        wanted: uapi.kvm_irqfd
+        memset(cython.address(wanted), 0, cython.sizeof(wanted))
+        wanted.fd = fd
+        wanted.gsi = gsi
+        wanted.flags = flags
         wanted.resamplefd = resample if resample >= 0 else 0
         if uapi.ioctl(self.fd, uapi.KVM_IRQFD, cython.address(wanted)) < 0:
             refused(f"eventfd {fd} for interrupt {gsi}")
@@ -208,7 +227,11 @@ class KvmVm:
     def _ioeventfd(
         self, fd: cython.int, address: object, size: object, port: cython.bint, match: object, flags: cython.uint
     ):
-        bell: uapi.kvm_ioeventfd = uapi.kvm_ioeventfd(addr=address, len=size, fd=fd)
+        bell: uapi.kvm_ioeventfd
+        memset(cython.address(bell), 0, cython.sizeof(bell))
+        bell.addr = address
+        bell.len = size
+        bell.fd = fd
         bell.flags = flags
         if port:
             bell.flags |= uapi.KVM_IOEVENTFD_FLAG_PIO
