@@ -85,7 +85,9 @@ def _stubs(mode: str) -> str:
 @functools.cache
 def assemble(code: str, mode: str) -> tuple[bytes, dict[str, int]]:
     """The bytes of `code` and of the default handlers, to stand at ORIGIN, and where their labels are."""
-    text = f"{MACROS}\n.code{BITS[mode]}\n.globl _start\n_start:\n{code}\n.code{BITS[mode]}\n.balign 16\n{_stubs(mode)}\n"
+    text = (
+        f"{MACROS}\n.code{BITS[mode]}\n.globl _start\n_start:\n{code}\n.code{BITS[mode]}\n.balign 16\n{_stubs(mode)}\n"
+    )
     with tempfile.TemporaryDirectory(prefix="kvmkit-as-") as name:
         directory = Path(name)
         (directory / "a.s").write_text(text)

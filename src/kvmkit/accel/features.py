@@ -29,8 +29,8 @@ WORDS: dict[Word, str] = {
     (0x80000001, None, 2): "lahf-lm cmp-legacy svm extapic cr8legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop "
     "skinit wdt - lwp fma4 tce - - - tbm topoext perfctr-core perfctr-nb - - - - - - -",
     (0x80000007, None, 3): "- - - - - - - - invtsc",
-    (0x80000008, None, 1): "clzero - xsaveerptr - - - - - - wbnoinvd - - ibpb - ibrs amd-stibp - - - - - - - - amd-ssbd "
-    "virt-ssbd amd-no-ssb - amd-psfd",
+    (0x80000008, None, 1): "clzero - xsaveerptr - - - - - - wbnoinvd - - ibpb - ibrs amd-stibp - - - - - - - - "
+    "amd-ssbd virt-ssbd amd-no-ssb - amd-psfd",
     (0x80000021, None, 0): "no-nested-data-bp - lfence-always-serializing - - - null-sel-clr-base - auto-ibrs",
     (0x40000001, None, 0): "kvmclock kvm-nopiodelay kvm-mmu kvmclock2 kvm-asyncpf kvm-steal-time kvm-pv-eoi "
     "kvm-pv-unhalt - kvm-pv-tlb-flush kvm-asyncpf-vmexit kvm-pv-ipi kvm-poll-control kvm-pv-sched-yield "

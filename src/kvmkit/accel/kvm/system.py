@@ -91,9 +91,7 @@ class KvmSystem:
             if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
                 raise HostError(_why_absent(path)) from None
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise HostError(
-                    f"no permission for {path}: `sudo usermod -aG kvm $USER`, then log in again"
-                ) from None
+                raise HostError(f"no permission for {path}: `sudo usermod -aG kvm $USER`, then log in again") from None
             raise HostError(f"can't open {path}: {error.strerror}") from None
         version = uapi.ioctl(self.fd, uapi.KVM_GET_API_VERSION, 0)
         if version != API_VERSION:

@@ -309,9 +309,7 @@ class KvmVcpu:
             return Exit(ExitReason.SYSTEM_EVENT, event, _SYSTEM_EVENTS.get(event, f"event {event}"))
         if reason == uapi.KVM_EXIT_FAIL_ENTRY:
             why = page.fail_entry.hardware_entry_failure_reason
-            return Exit(
-                ExitReason.FAILED_ENTRY, why & 0xFFFFFFFF, f"the processor refused the guest's state: {why:#x}"
-            )
+            return Exit(ExitReason.FAILED_ENTRY, why & 0xFFFFFFFF, f"the processor refused the guest's state: {why:#x}")
         if reason == uapi.KVM_EXIT_INTERNAL_ERROR:
             error = page.internal.suberror
             detail = f"KVM's internal error {error}: {_SUBERRORS.get(error, 'unknown')}"

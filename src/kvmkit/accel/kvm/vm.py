@@ -262,7 +262,7 @@ class KvmVm:
         elif name == "pit":
             store(self.fd, uapi.KVM_SET_PIT2, data, f"state {name}")
         else:
-            # Without flags, the guest's clock goes on from here: time that passed while it was saved is not shown to it.
+            # Without flags the guest's clock goes on from here: time that passed while it was saved is not shown.
             store(self.fd, uapi.KVM_SET_CLOCK, data[:8].ljust(size, b"\0"), f"state {name}")
 
     def memory_written(self, address: int, length: int) -> None:
@@ -274,4 +274,6 @@ def required_missing(system: KvmSystem, required: tuple) -> None:
     have = system.capabilities()
     missing = [f"KVM_CAP_{name}" for name in required if not have[name]]
     if missing:
-        raise HostError(f"this host's KVM lacks {', '.join(missing)}: a newer kernel has it; `--accel tcg` works without")
+        raise HostError(
+            f"this host's KVM lacks {', '.join(missing)}: a newer kernel has it; `--accel tcg` works without"
+        )
