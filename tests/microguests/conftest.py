@@ -58,12 +58,23 @@ def only_kvm(engine: str) -> None:
         pytest.skip("kvm only")
 
 
-@pytest.fixture
-def native(engine: str) -> None:
-    """For code that a KVM without VMX or SVM would emulate, and refuse."""
+def _need_native(engine: str) -> None:
     if engine == "kvm":
         from kvmkit.accel.choose import probe
 
         found = probe()
         if not found.fit:
             pytest.skip(f"this KVM does not run ring 0 natively: {found.reason}")
+
+
+@pytest.fixture
+def native(engine: str) -> None:
+    """For code that a KVM without VMX or SVM would emulate, and refuse."""
+    _need_native(engine)
+
+
+@pytest.fixture
+def native_iret(engine: str, mode: str) -> None:
+    """KVM's emulator knows IRET in real and in long mode, and not in protected mode."""
+    if mode == "protected":
+        _need_native(engine)
