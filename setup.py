@@ -17,6 +17,13 @@ REPLACED = [
     "x86_cpu_exec_interrupt",
     "helper_rdmsr",
     "helper_wrmsr",
+    "helper_read_crN",
+    "helper_write_crN",
+    "helper_syscall",
+    "helper_sysenter",
+    *(f"helper_{direction}{width}" for direction in ("in", "out") for width in "bwl"),
+    "cpu_x86_cpuid",
+    "tb_gen_code",
 ]
 
 
