@@ -3,6 +3,7 @@
 A module with a .pxd beside its .py is compiled; there is no other list.
 """
 
+import os
 from pathlib import Path
 
 import unicorn
@@ -37,7 +38,7 @@ def extension(source: Path) -> Extension:
         options["extra_link_args"] = [f"-Wl,--wrap={name}_x86_64" for name in REPLACED] + [
             "-Wl,-Bsymbolic",
             "-Wl,--exclude-libs,ALL",
-            "-s",
+            *([] if os.environ.get("KVMKIT_SYMBOLS") else ["-s"]),  # the static library is most of the file
         ]
     return Extension(name, [str(source)], **options)
 
