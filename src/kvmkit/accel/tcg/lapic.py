@@ -42,7 +42,7 @@ def lvt_bits(index: cython.int) -> uint32_t:
     """The bits of a local vector table entry that can be written."""
     if index == LVT_TIMER:
         return 0x700FF
-    if index == LVT_LINT0 or index == LVT_LINT1:
+    if index in (LVT_LINT0, LVT_LINT1):
         return 0x1A7FF
     if index == LVT_ERROR:
         return 0x100FF
@@ -172,17 +172,9 @@ class Lapic:
     def readable(self, index: cython.int) -> cython.bint:
         if ISR <= index <= ESR or ICR <= index <= CURRENT_COUNT:
             return index != ICR_HIGH or not self.x2apic
-        if index == APR or index == RRD or index == DFR:
+        if index in (APR, RRD, DFR):
             return not self.x2apic
-        return (
-            index == ID
-            or index == VERSION
-            or index == TPR
-            or index == PPR
-            or index == LDR
-            or index == SVR
-            or index == DIVIDE
-        )
+        return index in (ID, VERSION, TPR, PPR, LDR, SVR, DIVIDE)
 
     @cython.cfunc
     @cython.nogil
@@ -216,17 +208,16 @@ class Lapic:
     def write(self, offset: uint32_t, value: uint32_t, now: int64_t) -> cython.int:
         """Take a 32-bit write to the xAPIC page. -1, or the level-triggered vector that this ended."""
         ended: cython.int = -1
-        if offset & 0xF == 0 and offset < REGISTERS * 16:
-            if not self.store(offset >> 4, value, now, cython.address(ended)):
-                self.error(ILLEGAL_REGISTER)
+        if offset & 0xF or offset >= REGISTERS * 16:
+            return -1
+        if not self.store(offset >> 4, value, now, cython.address(ended)):
+            self.error(ILLEGAL_REGISTER)
         return ended
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def store(
-        self, index: cython.int, value: uint32_t, now: int64_t, ended: cython.pointer(cython.int)
-    ) -> cython.bint:
+    def store(self, index: cython.int, value: uint32_t, now: int64_t, ended: cython.pointer(cython.int)) -> cython.bint:
         """Write a register, except what x2APIC mode changes about it. False: it can't be written."""
         entry: cython.int
         if index == EOI:
@@ -311,9 +302,7 @@ class Lapic:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def write_msr(
-        self, msr: uint32_t, value: uint64_t, now: int64_t, eoi: cython.pointer(cython.int)
-    ) -> cython.bint:
+    def write_msr(self, msr: uint32_t, value: uint64_t, now: int64_t, eoi: cython.pointer(cython.int)) -> cython.bint:
         """The inverse; False: #GP. `eoi` gets -1, or the level-triggered vector that this ended.
 
         Before a write of IA32_TSC_DEADLINE (0x6e0), `set_tsc` makes the deadline exact.
@@ -347,9 +336,9 @@ class Lapic:
     def reserved(self, index: cython.int, value: uint64_t) -> cython.bint:
         """Whether writing `value` in x2APIC mode is a #GP: a register that is read-only, or a reserved bit."""
         allowed: uint64_t
-        if index == EOI or index == ESR:
+        if index in (EOI, ESR):
             allowed = 0
-        elif index == TPR or index == SELF_IPI:
+        elif index in (TPR, SELF_IPI):
             allowed = 0xFF
         elif index == SVR:
             allowed = 0x3FF
