@@ -93,15 +93,14 @@ class CpuCore:
     @cython.exceptval(check=False)
     def end_of_interrupt(self) -> cython.void:
         """Tell the owners of level-triggered lines that the guest is done with an interrupt."""
-        pins: uint32_t = self.chips.take_eoi()
-        if not pins:
+        lines: uint32_t = self.chips.take_eoi()
+        if not lines:
             return
         one: uint64_t = 1
-        pin: cython.int
-        for pin in range(PINS):
-            if pins >> pin & 1 and self.resample[pin] >= 0:
-                self.chips.set_irq(pin, False)
-                write(self.resample[pin], cython.address(one), 8)
+        line: cython.int
+        for line in range(PINS):
+            if lines >> line & 1 and self.resample[line] >= 0:
+                write(self.resample[line], cython.address(one), 8)
 
     # Translated code and writes from outside the CPU.
 
@@ -315,7 +314,7 @@ def read_msr(cpu: CpuCore, msr: uint32_t, value: cython.pointer(uint64_t)) -> cy
     """One of the MSRs that the machine keeps: the local APIC's and kvm-clock's. False: not one, or #GP."""
     now: int64_t = monotonic()
     pthread_mutex_lock(cython.address(cpu.mutex))
-    done: cython.bint = cpu.chips.lapic.read_msr(msr, value, now) or cpu.clock.read_msr(msr, value)
+    done: cython.bint = cpu.chips.read_msr(msr, value, now) or cpu.clock.read_msr(msr, value)
     pthread_mutex_unlock(cython.address(cpu.mutex))
     cpu.counts[EXIT_MSR] += 1
     return done
@@ -329,7 +328,7 @@ def write_msr(cpu: CpuCore, msr: uint32_t, value: uint64_t, tsc: uint64_t) -> cy
     pthread_mutex_lock(cython.address(cpu.mutex))
     if cpu.clock.tsc_khz == 0:
         cpu.clock.measure(tsc, now)
-        cpu.chips.lapic.tsc_khz = cpu.clock.tsc_khz
+        set_rate(cpu)
     cpu.chips.lapic.set_tsc(tsc, now)
     done: cython.bint = cpu.chips.write_msr(msr, value, now) or cpu.clock.write_msr(msr, value, tsc, now)
     if done:
@@ -339,6 +338,15 @@ def write_msr(cpu: CpuCore, msr: uint32_t, value: uint64_t, tsc: uint64_t) -> cy
     pthread_mutex_unlock(cython.address(cpu.mutex))
     cpu.counts[EXIT_MSR] += 1
     return done
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def set_rate(cpu: CpuCore) -> cython.void:
+    """Tell the local APIC the TSC's rate, once it is known."""
+    with cython.gil:
+        cpu.chips.lapic.tsc_khz = cpu.clock.tsc_khz
 
 
 @cython.cfunc

@@ -236,7 +236,8 @@ class TcgCpu(CpuCore):
             set_regs(self.env, data)
         elif name == "sregs":
             set_sregs(self.env, data)
-            self.chips.lapic.apic_base = int.from_bytes(data[272:280], "little")
+            if not self.chips.lapic.restore_base(int.from_bytes(data[272:280], "little")):
+                raise BadInput("tcg: the APIC base MSR names a mode that can't be")
             self.chips.lapic.set_tpr((data[256] & 15) << 4)
         elif name == "debugregs":
             set_debugregs(self.env, data)

@@ -96,6 +96,7 @@ class TcgVm:
             self.count += 1
             if resample >= 0:
                 self.cpu.resample[cython.cast(cython.int, gsi)] = resample
+                self.resample_lines()
 
     def remove_irqfd(self, fd: int, gsi: int) -> None:
         with self.stopped_clock():
@@ -103,12 +104,21 @@ class TcgVm:
                 if self.fds[i].fd == fd and self.gsis[i] == gsi:
                     if self.level[i]:
                         self.cpu.resample[cython.cast(cython.int, gsi)] = -1
+                        self.resample_lines()
                     self.count -= 1
                     self.fds[i] = self.fds[self.count]
                     self.gsis[i] = self.gsis[self.count]
                     self.level[i] = self.level[self.count]
                     return
         raise FileNotFoundError(2, f"no eventfd {fd} raises interrupt {gsi}")
+
+    def resample_lines(self) -> None:
+        """Tell the interrupt controllers which lines fall by themselves at their EOI."""
+        lines: uint32_t = 0
+        for gsi in range(PINS):
+            if self.cpu.resample[gsi] >= 0:
+                lines |= 1 << gsi
+        self.cpu.chips.set_resample(lines)
 
     # Doorbells.
 
