@@ -141,7 +141,7 @@ def test_a_running_timer_travels(guest):
     first.ports.add(0x620, 1, Recorder(answer))
     first.vcpu.run()
     move(first, second)
-    assert second.finish().shown == [2]
+    assert second.finish().shown[0] >= 2
 
 
 def test_registers_set_are_seen(guest):
