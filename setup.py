@@ -3,6 +3,7 @@
 A module with a .pxd beside its .py is compiled; there is no other list.
 """
 
+import os
 from pathlib import Path
 
 import unicorn
@@ -17,6 +18,13 @@ REPLACED = [
     "x86_cpu_exec_interrupt",
     "helper_rdmsr",
     "helper_wrmsr",
+    "helper_read_crN",
+    "helper_write_crN",
+    "helper_syscall",
+    "helper_sysenter",
+    *(f"helper_{direction}{width}" for direction in ("in", "out") for width in "bwl"),
+    "cpu_x86_cpuid",
+    "tb_gen_code",
 ]
 
 
@@ -30,7 +38,7 @@ def extension(source: Path) -> Extension:
         options["extra_link_args"] = [f"-Wl,--wrap={name}_x86_64" for name in REPLACED] + [
             "-Wl,-Bsymbolic",
             "-Wl,--exclude-libs,ALL",
-            "-s",
+            *([] if os.environ.get("KVMKIT_SYMBOLS") else ["-s"]),  # the static library is most of the file
         ]
     return Extension(name, [str(source)], **options)
 
