@@ -35,6 +35,7 @@ class Step(ABC):
 
     def settle(self, host: Host, record: Record) -> None:
         """Complete the record with what came of it."""
+        return None
 
 
 @dataclass

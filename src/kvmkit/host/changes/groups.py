@@ -15,8 +15,9 @@ def plan_group(context: Context, plan: Plan) -> int:
     """The gid of kvm; where there is no such group, its making is added to the plan."""
     if GROUP in context.groups:
         return context.groups[GROUP][0]
-    taken = {gid for gid, _ in context.groups.values()}
-    gid = next((gid for gid in (PREFERRED_GID, *range(HIGHEST_SYSTEM_GID, 100, -1)) if gid not in taken))
+    taken = {found for found, _ in context.groups.values()}
+    choices: tuple[int, ...] = (PREFERRED_GID, *range(HIGHEST_SYSTEM_GID, 100, -1))
+    gid = next(choice for choice in choices if choice not in taken)
     if context.host.live:
         undo = ["groupdel", GROUP]
         plan.steps.append(Run(["groupadd", "--system", "--gid", str(gid), GROUP], undo=undo))

@@ -53,7 +53,7 @@ def reservation(context: Context, wanted: Wanted) -> Reservation:
             raise HostError("this kernel has no huge pages (CONFIG_HUGETLBFS), or a container hides them")
         why = "; 1G pages need the CPU flag pdpe1gb" if size == pages.GIB and not host_has_1g(context) else ""
         raise BadInput(f"--size {pages.show_size(size)}: this kernel has huge pages of {sizes}{why}")
-    whole = wanted.node is None and size in (default, 2 * pages.MIB if not default else default)
+    whole = wanted.node is None and size == (default or 2 * pages.MIB)
     value = PROC_VALUE if whole or pool is None or not pool.directory else f"{pool.directory}/nr_hugepages"
     return Reservation(pages.pages_for(wanted.memory, size), size, value, wanted.node)
 
