@@ -48,7 +48,10 @@ def replace_file(path: Path, content: bytes, mode: int, owner: tuple[int, int] |
             os.close(fd)
         os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.unlink()
+        except OSError:
+            pass  # it was never made
         raise HostError(f"{path}: can't be written: {error.strerror}") from error
 
 

@@ -49,6 +49,8 @@ def read_config(host: Host) -> KernelConfig:
             except (gzip.BadGzipFile, zlib.error, EOFError):
                 continue
         options = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", found.decode("utf-8", "replace"), re.MULTILINE))
+        if not options:
+            continue
         return KernelConfig(place, options)
     return KernelConfig("", {})
 
