@@ -79,9 +79,7 @@ def test_pit_reaches_ioapic_pin_2(guest):
 
 def test_slave_pic_delivers_through_the_master(guest):
     eoi = "mov al, 0x20\nout 0xa0, al\nout 0x20, al\n"
-    code = (
-        f"xor ebx, ebx\n{pics(0xFB, 0xFD)}mov dx, {READY_PORT}\nout dx, al\n{wait_for(1)}{counting(0x29, 'long', eoi)}"
-    )
+    code = f"xor ebx, ebx\n{pics(0xFB, 0xFD)}mov dx, {READY_PORT}\nout dx, al\n{wait_for(1)}{counting(0x29, 'long', eoi)}"
     machine = guest(code, "long")
     machine.ports.add(READY_PORT, 1, Ready(lambda: machine.vm.set_irq(9, 1)))
     assert machine.finish().shown == [1]
