@@ -32,6 +32,7 @@ __all__ = ["AgentClient", "AgentGone", "CommandTimeout", "Escaped", "ProtocolErr
 # More is not put on the channel at once, so that a guest's tty never has to drop any: its kernel keeps 64 KiB.
 _IN_FLIGHT_MAX: Final = 5 * STDIN_WINDOW
 _READ_MAX: Final = 1 << 16
+_TURNS_AFTER_WAKE: Final = 64
 
 
 class AgentGone(KvmkitError):
@@ -67,6 +68,7 @@ class AgentClient:
         self._commands: dict[int, Command] = {}
         self._next = 1
         self._resized = False
+        self._after_wake = 0
 
     # ---- what the caller does ----
 
@@ -116,11 +118,8 @@ class AgentClient:
         """
         end = _deadline(timeout)
         while not command.done:
-            if self._turn(end, escape):
-                continue
-            self.signal(command, 9)
-            self._flush()
-            raise CommandTimeout(f"{command.name}: did not end within {timeout:g} s")
+            if not self._turn_for(command, end, escape):
+                raise self._overdue(command, timeout)
         assert command.status is not None
         return command.status
 
@@ -137,10 +136,16 @@ class AgentClient:
         timeout: float | None = None,
         escape: bytes = b"",
     ) -> int:
-        """`start` and `wait`. With `tty`, stdin's terminal is raw meanwhile, and its size is the command's."""
+        """`start` and `wait`. With `tty`, stdin's terminal is raw meanwhile, and its size is the command's.
+
+        However this ends, the descriptors are not used afterwards.
+        """
         if not tty:
             command = self.start(argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
-            return self.wait(command, timeout)
+            try:
+                return self.wait(command, timeout)
+            finally:
+                command.detach()
         screen = stdin if stdin is not None else stdout if stdout is not None else 0
         env = {"TERM": os.environ.get("TERM") or "vt100", **(env or {})}
         with terminal.raw(screen), terminal.on_resize(self._note_resize):
@@ -148,12 +153,15 @@ class AgentClient:
                 argv, env=env, cwd=cwd, tty=True, stdin=stdin, stdout=stdout, stderr=stderr, size=terminal.size(screen)
             )
             end = _deadline(timeout)
-            while not command.done:
-                if self._resized:
-                    self._resized = False
-                    self.resize(command, *terminal.size(screen))
-                if not self._turn(end, escape, slice_seconds=0.5):
-                    return self.wait(command, 0)
+            try:
+                while not command.done:
+                    if self._resized:
+                        self._resized = False
+                        self.resize(command, *terminal.size(screen))
+                    if not self._turn_for(command, end, escape, slice_seconds=0.5):
+                        raise self._overdue(command, timeout)
+            finally:
+                command.detach()
         assert command.status is not None
         return command.status
 
@@ -185,9 +193,29 @@ class AgentClient:
     def _note_resize(self) -> None:
         self._resized = True
 
+    def _overdue(self, command: Command, timeout: float | None) -> CommandTimeout:
+        self.signal(command, 9)
+        self._flush()
+        command.detach()
+        return CommandTimeout(f"{command.name}: did not end within {timeout or 0:g} s")
+
+    def _turn_for(
+        self, command: Command, end: float | None, escape: bytes = b"", slice_seconds: float | None = None
+    ) -> bool:
+        """`_turn`, for a command that may have ended just before the guest did: then its status counts."""
+        try:
+            return self._turn(end, escape, slice_seconds)
+        except (AgentGone, Woken):
+            self._write_what_came()
+            if command.done:
+                return True
+            raise
+
     def _turn(self, end: float | None, escape: bytes = b"", slice_seconds: float | None = None) -> bool:
         """Wait for something to do and do it. False: `end` (of the monotonic clock) has come."""
-        left = None if end is None else max(0.0, end - time.monotonic())
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            return False
         wait = left if slice_seconds is None else slice_seconds if left is None else min(left, slice_seconds)
         poll = select.poll()
         poll.register(self._fd, select.POLLIN | (select.POLLOUT if self._out else 0))
@@ -215,8 +243,9 @@ class AgentClient:
             if fd == self._fd:
                 channel = events
             elif fd == self._wake:
-                # What the guest said before it ended still counts.
-                if not self._receive():
+                # What the guest said before it ended still counts; a guest that never stops talking does not.
+                self._after_wake += 1
+                if self._after_wake > _TURNS_AFTER_WAKE or not self._receive():
                     raise Woken("the machine has ended")
                 return True
             else:
@@ -290,6 +319,16 @@ class AgentClient:
         if command.done:
             self._commands.pop(command.id, None)
 
+    def _write_what_came(self) -> None:
+        """At the end of the conversation: hand over the output that is here, to readers that take it."""
+        for command in list(self._commands.values()):
+            for output in command.outputs.values():
+                while output.pending and output.fd is not None:
+                    poll = select.poll()
+                    poll.register(output.fd, select.POLLOUT)
+                    if not poll.poll(1000) or not output.write():
+                        output.discard()
+
     def _read_input(self, command: Command, escape: bytes) -> None:
         assert command.stdin is not None
         try:
@@ -308,5 +347,3 @@ class AgentClient:
 
 def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
-
-

@@ -42,13 +42,17 @@ class Output:
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise KvmkitError(f"can't write the guest command's output: {error.strerror}") from None
-            self._owed += len(self.pending)
-            self.pending.clear()
-            self.fd = None
+            self.discard()
             return False
         del self.pending[:done]
         self._owed += done
         return True
+
+    def discard(self) -> None:
+        """Throw away what is pending and all that comes."""
+        self._owed += len(self.pending)
+        self.pending.clear()
+        self.fd = None
 
     def credit(self) -> int:
         """Bytes the guest may send more, to be told it now; 0 while too few to be worth a frame."""
@@ -76,6 +80,12 @@ class Command:
     @property
     def done(self) -> bool:
         return self.status is not None and not any(output.pending for output in self.outputs.values())
+
+    def detach(self) -> None:
+        """Leave the caller's descriptors alone from now on."""
+        self.stdin = None
+        for output in self.outputs.values():
+            output.discard()
 
     def credited(self, amount: int) -> None:
         self.window += amount

@@ -34,7 +34,9 @@ def files(package: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
                 yield path, reader.read()
         process.stdout.read()
         if process.wait():
-            raise HostError(f"{package.name} can't be unpacked: {process.stderr.read().decode(errors='replace').strip()}")
+            raise HostError(
+                f"{package.name} can't be unpacked: {process.stderr.read().decode(errors='replace').strip()}"
+            )
     except tarfile.TarError as error:
         raise HostError(f"{package.name} can't be unpacked: {error}") from None
     finally:

@@ -64,5 +64,7 @@ class Shown:
         self._progress: Progress = TerminalProgress() if sys.stderr.isatty() else Silent()
         return self._progress
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.close()
