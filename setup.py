@@ -20,11 +20,17 @@ REPLACED = [
     "helper_wrmsr",
     "helper_read_crN",
     "helper_write_crN",
+    "helper_pause",
     "helper_syscall",
     "helper_sysenter",
     *(f"helper_{direction}{width}" for direction in ("in", "out") for width in "bwl"),
     "cpu_x86_cpuid",
-    "tb_gen_code",
+    "tlb_protect_code",
+    "tlb_unprotect_code",
+    "tlb_reset_dirty_by_vaddr",
+    "tlb_set_page_with_attrs",
+    "x86_ldl_phys",
+    "x86_ldq_phys",
 ]
 
 

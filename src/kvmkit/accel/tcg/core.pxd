@@ -40,7 +40,10 @@ ctypedef bint (*read_msr_function)(void *, uint32_t, uint64_t *) noexcept nogil
 ctypedef bint (*write_msr_function)(void *, uint32_t, uint64_t, uint64_t) noexcept nogil
 ctypedef uint64_t (*get_tpr_function)(void *) noexcept nogil
 ctypedef void (*set_tpr_function)(void *, uint64_t) noexcept nogil
-ctypedef void (*translated_function)(void *, uint64_t *) noexcept nogil
+ctypedef bint (*has_code_function)(void *, uint64_t) noexcept nogil
+ctypedef bint (*set_code_function)(void *, uint64_t, bint) noexcept nogil
+ctypedef uint64_t (*physical_function)(void *, uint64_t) noexcept nogil
+ctypedef uint8_t *(*ram_function)(void *, uint64_t, uint64_t) noexcept nogil
 
 cdef enum:
     FOREVER = 0x7FFFFFFFFFFFFFFF
@@ -93,4 +96,7 @@ cdef void set_tpr(CpuCore cpu, uint64_t value) noexcept nogil
 cdef void count_exception(CpuCore cpu) noexcept nogil
 cdef void count_syscall(CpuCore cpu) noexcept nogil
 cdef void count_cpuid(CpuCore cpu) noexcept nogil
-cdef void translated(CpuCore cpu, uint64_t *pages) noexcept nogil
+cdef bint has_code(CpuCore cpu, uint64_t address) noexcept nogil
+cdef bint set_code(CpuCore cpu, uint64_t ram, bint code) noexcept nogil
+cdef uint64_t physical_of(CpuCore cpu, uint64_t ram) noexcept nogil
+cdef uint8_t *ram_at(CpuCore cpu, uint64_t address, uint64_t length) noexcept nogil

@@ -394,11 +394,39 @@ def count_cpuid(cpu: CpuCore) -> cython.void:
     cpu.counts[EXIT_CPUID] += 1
 
 
+# Pages that hold translated code.
+
+
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def translated(cpu: CpuCore, pages: cython.pointer(uint64_t)) -> cython.void:
-    i: cython.int
-    for i in range(2):
-        if pages[i] >> 12 < cpu.code_page_count:
-            cpu.code_pages[pages[i] >> 12] = 1
+def has_code(cpu: CpuCore, address: uint64_t) -> cython.bint:
+    """Whether code was translated from the page of RAM at this guest physical address."""
+    page: uint64_t = cpu.ram_offset(address) >> 12
+    return page < cpu.code_page_count and cpu.code_pages[page] != 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def set_code(cpu: CpuCore, ram: uint64_t, code: cython.bint) -> cython.bint:
+    """Remember that the page at this offset in the memory file holds code, or no longer does. False: not RAM."""
+    if ram >> 12 >= cpu.code_page_count:
+        return False
+    cpu.code_pages[ram >> 12] = code
+    return True
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def physical_of(cpu: CpuCore, ram: uint64_t) -> uint64_t:
+    """The guest physical address of an offset in the memory file."""
+    return ram if ram < cpu.memory.low else ram - cpu.memory.low + (cython.cast(uint64_t, 1) << 32)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def ram_at(cpu: CpuCore, address: uint64_t, length: uint64_t) -> cython.pointer(uint8_t):
+    return cpu.memory.pointer(address, length)

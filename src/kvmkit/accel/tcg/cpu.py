@@ -118,6 +118,9 @@ class TcgCpu(CpuCore):
         for gpa, host, size in self.memory.regions():
             check(uc_mem_map_ptr(self.uc, gpa, size, UC_PROT_ALL, cython.cast(cython.p_void, cython.cast(uint64_t, host))),
                   "map guest memory")  # fmt: skip
+            region = cython.cast(region_function, cython.cast(cython.pp_void, cython.cast(u8p, self.uc) + UC_MEMORY_MAPPING)[0])
+            # Below any snapshot level: Unicorn then leaves the TLB's dirty marks to us (see Translation below).
+            cython.cast(cython.pointer(int32_t), region(self.uc, gpa) + REGION_PRIORITY)[0] = -1
             top = gpa + size
         low: uint64_t = self.memory.low
         four: uint64_t = cython.cast(uint64_t, 1) << 32
@@ -447,6 +450,17 @@ def on_invalid(uc: cython.pointer(uc_engine), user: cython.p_void) -> cython.bin
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def __wrap_helper_pause_x86_64(raw: cython.p_void, length: cython.int) -> cython.void:
+    """PAUSE: to the next block, by way of the loop that takes interrupts; Unicorn would leave that loop, too."""
+    cython.cast(cython.pointer(Env), raw).eip += length
+    cs: u8p = cython.cast(u8p, raw) - CPU_ENV
+    cython.cast(cython.pointer(int32_t), cs + CPU_EXCEPTION_INDEX)[0] = -1
+    leave_block(cs)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def __wrap_helper_syscall_x86_64(raw: cython.p_void, length: cython.int) -> cython.void:
     """SYSCALL (Intel SDM volume 2, or AMD APM volume 3): no memory is touched, so nothing can fault but the gate."""
     env = cython.cast(cython.pointer(Env), raw)
@@ -581,23 +595,115 @@ def __wrap_cpu_x86_cpuid_x86_64(
         a[0] = (a[0] & ~cython.cast(uint32_t, 0xFF)) | PHYSICAL_BITS
 
 
-# Translation.
+# Translation. A page that holds translated code has its writes go the slow way, under every address it is mapped at;
+# any other page is written at full speed. (Unicorn keeps this by virtual address, which misses aliases and, for pages
+# that are executable, never returns to full speed.)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def __wrap_tb_gen_code_x86_64(
-    cs: cython.p_void, pc: uint64_t, cs_base: uint64_t, flags: uint32_t, cflags: cython.int
-) -> cython.p_void:
-    """Translate a block and remember which pages of RAM it stands for."""
-    block: cython.p_void = real_translate(cs, pc, cs_base, flags, cflags)
+def mark_page(cs: cython.p_void, physical: uint64_t, slow: cython.bint) -> cython.void:
+    """Have writes to this page go the slow way, or no longer, in every TLB entry that maps it."""
+    mode: cython.int
+    i: uint64_t
+    count: uint64_t
+    entries: cython.pointer(TlbEntry)
+    for mode in range(2 * TLB_MODES):
+        if mode < TLB_MODES:
+            table = cython.cast(cython.pointer(TlbTable), cython.cast(u8p, cs) + CPU_TLB_TABLES) + mode
+            count = (table.mask >> TLB_ENTRY_BITS) + 1
+            entries = table.entries
+        else:
+            count = TLB_VICTIMS
+            victims = cython.cast(u8p, cs) + CPU_TLB_VICTIMS + (mode - TLB_MODES) * TLB_VICTIM_STRIDE
+            entries = cython.cast(cython.pointer(TlbEntry), victims)
+        for i in range(count):
+            if entries[i].physical == physical and entries[i].write != cython.cast(uint64_t, -1):
+                if slow:
+                    entries[i].write |= TLB_NOT_DIRTY
+                else:
+                    entries[i].write &= ~cython.cast(uint64_t, TLB_NOT_DIRTY)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def set_page_code(uc: cython.p_void, ram: uint64_t, code: cython.bint) -> cython.void:
+    cs: cython.p_void = cython.cast(cython.pp_void, cython.cast(u8p, uc) + UC_CPU)[0]
+    cpu: cython.p_void = cpu_of(cython.cast(u8p, cs) + CPU_ENV)
+    if cpu != cython.NULL and cython.cast(set_code_function, set_code)(cpu, ram, code):
+        page: uint64_t = cython.cast(physical_function, physical_of)(cpu, ram & ~cython.cast(uint64_t, 0xFFF))
+        mark_page(cs, page, code)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_tlb_protect_code_x86_64(uc: cython.p_void, ram: uint64_t) -> cython.void:
+    set_page_code(uc, ram, True)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_tlb_unprotect_code_x86_64(uc: cython.p_void, ram: uint64_t) -> cython.void:
+    set_page_code(uc, ram, False)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_tlb_reset_dirty_by_vaddr_x86_64(cs: cython.p_void, start: uint64_t, length: uint64_t) -> cython.void:
+    """Nothing: tlb_protect_code has done it, by physical address."""
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_tlb_set_page_with_attrs_x86_64(
+    cs: cython.p_void,
+    address: uint64_t,
+    physical: uint64_t,
+    attributes: uint32_t,
+    protection: cython.int,
+    mmu: cython.int,
+    size: uint64_t,
+) -> cython.void:
+    """Fill a TLB entry; a page of RAM without code gets a fast one at once."""
+    real_set_page(cs, address, physical, attributes, protection, mmu, size)
+    cpu: cython.p_void = cpu_of(cython.cast(u8p, cs) + CPU_ENV)
+    if cpu == cython.NULL or cython.cast(has_code_function, has_code)(cpu, physical):
+        return
+    table = cython.cast(cython.pointer(TlbTable), cython.cast(u8p, cs) + CPU_TLB_TABLES) + mmu
+    entry = cython.address(table.entries[(address >> 12) & (table.mask >> TLB_ENTRY_BITS)])
+    if entry.write != cython.cast(uint64_t, -1):
+        entry.write &= ~cython.cast(uint64_t, TLB_NOT_DIRTY)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_x86_ldl_phys_x86_64(cs: cython.p_void, address: uint64_t) -> uint32_t:
+    """Page-table walks read RAM directly: Unicorn would look up the region for every entry."""
     cpu: cython.p_void = cpu_of(cython.cast(u8p, cs) + CPU_ENV)
     if cpu != cython.NULL:
-        cython.cast(translated_function, translated)(
-            cpu, cython.cast(cython.pointer(uint64_t), cython.cast(u8p, block) + TB_PAGE_ADDRESS)
-        )
-    return block
+        host: cython.pointer(uint8_t) = cython.cast(ram_function, ram_at)(cpu, address, 4)
+        if host != cython.NULL:
+            return cython.cast(cython.pointer(uint32_t), host)[0]
+    return real_load32(cs, address)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_x86_ldq_phys_x86_64(cs: cython.p_void, address: uint64_t) -> uint64_t:
+    cpu: cython.p_void = cpu_of(cython.cast(u8p, cs) + CPU_ENV)
+    if cpu != cython.NULL:
+        host: cython.pointer(uint8_t) = cython.cast(ram_function, ram_at)(cpu, address, 8)
+        if host != cython.NULL:
+            return cython.cast(cython.pointer(uint64_t), host)[0]
+    return real_load64(cs, address)
 
 
 # MSRs in saved state: those that Linux and firmware set, in the order they are to be restored.

@@ -33,8 +33,8 @@ MAX_EXTENDED_EDX = BASE_EXTENDED_EDX | 1 << 22 | 1 << 26 | 1 << 27
 
 MODELS = {
     "x86-64-v2": Model(
-        b"GenuineIntel",
-        0x000106A5,
+        b"AuthenticAMD",
+        0x00060FB1,
         "kvmkit x86-64-v2",
         {EDX_1: BASE_EDX, ECX_1: V2_ECX, EDX_80000001: BASE_EXTENDED_EDX | 1 << 27, ECX_80000001: 1},
     ),

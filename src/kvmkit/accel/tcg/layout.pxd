@@ -69,7 +69,8 @@ cdef enum:
     CPU_UC = 33192
     UC_CPU = 440
     UC_NO_EXIT_REQUEST = 2034  # bool
-    TB_PAGE_ADDRESS = 72  # u64 x 2
+    UC_MEMORY_MAPPING = 288  # MemoryRegion *(*)(uc_engine *, uint64_t address)
+    REGION_PRIORITY = 92  # i32
     XSAVE_AREA_BYTES = 2704
 
 # HF_ and HF2_ bits of hflags and hflags2.
@@ -102,3 +103,26 @@ cdef enum:
     RDX = 2
     RSP = 4
     R11 = 11
+
+# A translation look-aside buffer entry; an address that is not there is -1.
+cdef struct TlbEntry:
+    uint64_t read
+    uint64_t write
+    uint64_t code
+    uint64_t physical
+    uint64_t addend
+    uint64_t padding[3]
+
+cdef struct TlbTable:
+    uint64_t mask  # (entries - 1) << TLB_ENTRY_BITS
+    TlbEntry *entries
+
+# The tables stand before CPUX86State, at these offsets in CPUState.
+cdef enum:
+    CPU_TLB_TABLES = 35344
+    CPU_TLB_VICTIMS = 33248 + 48
+    TLB_VICTIM_STRIDE = 696
+    TLB_VICTIMS = 8
+    TLB_MODES = 3
+    TLB_ENTRY_BITS = 6
+    TLB_NOT_DIRTY = 1 << 10  # writes go the slow way, which looks for translated code

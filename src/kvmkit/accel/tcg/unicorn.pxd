@@ -57,6 +57,7 @@ cdef extern from * nogil:
     void x86_cpu_xsave_all_areas_x86_64(void *cpu, void *area);
     void x86_cpu_xrstor_all_areas_x86_64(void *cpu, const void *area);
     void tlb_flush_x86_64(void *cs);
+    void cpu_loop_exit_x86_64(void *cs);
     void tb_invalidate_phys_range_x86_64(void *uc, uint64_t start, uint64_t end);
     uint64_t x86_cpu_get_phys_page_attrs_debug_x86_64(void *cs, uint64_t address, void *attrs);
     uint64_t cpu_get_tsc_x86_64(void *env);
@@ -66,7 +67,9 @@ cdef extern from * nogil:
     uint64_t __real_helper_read_crN_x86_64(void *env, int reg);
     void __real_helper_write_crN_x86_64(void *env, int reg, uint64_t value);
     void __real_cpu_x86_cpuid_x86_64(void *, uint32_t, uint32_t, uint32_t *, uint32_t *, uint32_t *, uint32_t *);
-    void *__real_tb_gen_code_x86_64(void *cs, uint64_t pc, uint64_t cs_base, uint32_t flags, int cflags);
+    void __real_tlb_set_page_with_attrs_x86_64(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
+    uint32_t __real_x86_ldl_phys_x86_64(void *cs, uint64_t address);
+    uint64_t __real_x86_ldq_phys_x86_64(void *cs, uint64_t address);
     """
     void deliver_exception "x86_cpu_do_interrupt_x86_64"(void *cs)
     void deliver_interrupt "do_interrupt_x86_hardirq_x86_64"(void *env, int vector, int is_hardware)
@@ -80,6 +83,7 @@ cdef extern from * nogil:
     void save_xsave_area "x86_cpu_xsave_all_areas_x86_64"(void *cpu, void *area)
     void load_xsave_area "x86_cpu_xrstor_all_areas_x86_64"(void *cpu, const void *area)
     void tlb_flush "tlb_flush_x86_64"(void *cs)
+    void leave_block "cpu_loop_exit_x86_64"(void *cs)
     void invalidate_code "tb_invalidate_phys_range_x86_64"(void *uc, uint64_t start, uint64_t end)
     uint64_t walk_page "x86_cpu_get_phys_page_attrs_debug_x86_64"(void *cs, uint64_t address, void *attrs)
     uint64_t read_tsc "cpu_get_tsc_x86_64"(void *env)
@@ -91,4 +95,8 @@ cdef extern from * nogil:
     void real_cpuid "__real_cpu_x86_cpuid_x86_64"(
         void *env, uint32_t leaf, uint32_t subleaf, uint32_t *a, uint32_t *b, uint32_t *c, uint32_t *d
     )
-    void *real_translate "__real_tb_gen_code_x86_64"(void *cs, uint64_t pc, uint64_t cs_base, uint32_t flags, int cflags)
+    void real_set_page "__real_tlb_set_page_with_attrs_x86_64"(
+        void *cs, uint64_t address, uint64_t physical, uint32_t attributes, int protection, int mmu, uint64_t size
+    )
+    uint32_t real_load32 "__real_x86_ldl_phys_x86_64"(void *cs, uint64_t address)
+    uint64_t real_load64 "__real_x86_ldq_phys_x86_64"(void *cs, uint64_t address)
