@@ -1,0 +1,99 @@
+"""Run commands and this checkout's tests in the KVM test host."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+from kvmkit.errors import KvmkitError
+
+from . import parts
+from .host import Host, Shape, host, stop
+
+ENVIRONMENT = {
+    "KVMKIT_KVMHOST": "1",
+    "PYTHONPATH": "/kvmkit/checkout/src:/kvmkit/packages",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "XDG_CACHE_HOME": "/kvmkit/cache",
+    "PATH": "/kvmkit:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+TESTS = ["-p", "no:cacheprovider", "--durations=5", "-rs"]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.kvmhost", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--cpus", type=int, default=1, help="processors of the test host")
+    parser.add_argument("--cpu", default="EPYC,+svm", help="its QEMU processor model; it must have SVM")
+    parser.add_argument("--stop", action="store_true", help="end a host that was kept warm, and do nothing else")
+    keep = parser.add_mutually_exclusive_group()
+    keep.add_argument("--keep", action="store_true", help="keep it warm afterwards (the default, but not under CI)")
+    keep.add_argument("--no-keep", action="store_true", help="end it afterwards")
+    parser.add_argument("--run", action="store_true", help="run a command line in it instead of the tests")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for pytest, or the command line")
+    return parser.parse_args()
+
+
+def show(kind: bytes, data: bytes) -> None:
+    stream = sys.stdout if kind == b"O" else sys.stderr
+    stream.buffer.write(data)
+    stream.buffer.flush()
+
+
+def pass_on_signals(machine: Host) -> None:
+    """Ctrl-C and SIGTERM end the command inside first; a second one ends us."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        machine.channel.signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def push_all(machine: Host) -> list[str]:
+    files = {"packages": parts.packages(), "checkout": parts.checkout(), "cache": parts.images()}
+    return [name for name, content in files.items() if parts.push(machine, name, content)]
+
+
+def main() -> int:
+    options = arguments()
+    shape = Shape(cpu=options.cpu, cpus=options.cpus)
+    if options.stop:
+        stop(shape)
+        return 0
+    rest = options.rest[1:] if options.rest[:1] == ["--"] else options.rest
+    command = rest if options.run else ["python3", "-m", "pytest", *TESTS, *(rest or default_tests())]
+    keep = options.keep or not (options.no_keep or os.environ.get("CI"))
+    started = time.monotonic()
+    try:
+        with host(shape) as machine:
+            answered = time.monotonic()
+            pushed = push_all(machine)
+            ready = time.monotonic()
+            print(
+                f"KVM test host: {'started' if machine.started else 'found warm'} in {answered - started:.1f} s, "
+                f"pushed {', '.join(pushed) or 'nothing'} in {ready - answered:.1f} s",
+                file=sys.stderr,
+            )
+            pass_on_signals(machine)
+            request = {"run": command, "cwd": "/kvmkit/checkout", "env": ENVIRONMENT}
+            return machine.channel.request(request, show)
+    finally:
+        if not keep:
+            stop(shape)
+
+
+def default_tests() -> list[str]:
+    return ["tests/kvmhost"]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KvmkitError as error:
+        print(f"kvmhost: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
