@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -35,10 +36,13 @@ def nested() -> bool:
 
 
 def test_doctor_finds_it_accelerated(kvmkit: Run) -> None:
-    done = kvmkit("doctor")
+    done = kvmkit("doctor", "--json")
     assert done.returncode == 0, done.stdout
-    assert "AMD-V (svm)" in done.stdout
-    assert "FAIL" not in done.stdout
+    rows = {row["id"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows["cpu.virtualization"]["text"] == "AMD-V (svm)"
+    assert rows["nested"]["state"] == "ok"
+    assert rows["kvm.speed"]["state"] == "ok"
+    assert [id for id, row in rows.items() if row["state"] == "fail" and id != "tcg"] == []
 
 
 def test_modprobe(kvmkit: Run) -> None:
