@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+import pytest
+
+KEPT = Path(__file__).parent / ".assembled"
 
 ORIGIN = 0x8000
 
@@ -84,10 +92,26 @@ def _stubs(mode: str) -> str:
 
 @functools.cache
 def assemble(code: str, mode: str) -> tuple[bytes, dict[str, int]]:
-    """The bytes of `code` and of the default handlers, to stand at ORIGIN, and where their labels are."""
-    text = (
-        f"{MACROS}\n.code{BITS[mode]}\n.globl _start\n_start:\n{code}\n.code{BITS[mode]}\n.balign 16\n{_stubs(mode)}\n"
-    )
+    """The bytes of `code` and of the default handlers, to stand at ORIGIN, and where their labels are.
+
+    What was assembled once is kept beside the tests, so that they also run where there is no assembler.
+    """
+    bits = f".code{BITS[mode]}"
+    text = f"{MACROS}\n{bits}\n.globl _start\n_start:\n{code}\n{bits}\n.balign 16\n{_stubs(mode)}\n"
+    kept = KEPT / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    if not kept.exists():
+        KEPT.mkdir(exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(_build(text)))
+        temporary.replace(kept)
+    binary, symbols = json.loads(kept.read_text())
+    return bytes.fromhex(binary), symbols
+
+
+def _build(text: str) -> tuple[str, dict[str, int]]:
+    for name in ("as", "ld", "objcopy", "nm"):
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is missing, and this code was not assembled before: apt-get install binutils")
     with tempfile.TemporaryDirectory(prefix="kvmkit-as-") as name:
         directory = Path(name)
         (directory / "a.s").write_text(text)
@@ -104,4 +128,4 @@ def assemble(code: str, mode: str) -> tuple[bytes, dict[str, int]]:
         for line in tool("nm", "a.elf").splitlines():
             address, _, label = line.split()
             symbols[label] = int(address, 16)
-        return (directory / "a.bin").read_bytes(), symbols
+        return (directory / "a.bin").read_bytes().hex(), symbols

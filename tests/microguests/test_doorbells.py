@@ -153,7 +153,6 @@ def test_irqfd_with_resample_interrupts_again_until_nobody_asks(guest, bell):
     machine.vm.irqfd(bell, 20, resample)
     machine.ports.add(PORT, 2, Writer(bell))
 
-
     told = []
 
     def device():
