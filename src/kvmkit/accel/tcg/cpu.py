@@ -316,6 +316,7 @@ class TcgCpu(CpuCore):
 
     def close(self) -> None:
         """See VirtualCpu."""
+        self.refuse_running()
 
 
 @cython.cfunc
