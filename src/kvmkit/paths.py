@@ -15,12 +15,14 @@ from kvmkit.errors import HostError
 
 def cache_dir() -> Path:
     """What can be made again: unpacked kernels, guest images."""
-    return _made(_home() / "cache" if _home() else _base("XDG_CACHE_HOME", ".cache") / "kvmkit")
+    home = _home()
+    return _made(home / "cache" if home else _base("XDG_CACHE_HOME", ".cache") / "kvmkit")
 
 
 def data_dir() -> Path:
     """What can't be made again: machines, disks, keys."""
-    return _made(_home() / "data" if _home() else _base("XDG_DATA_HOME", ".local/share") / "kvmkit")
+    home = _home()
+    return _made(home / "data" if home else _base("XDG_DATA_HOME", ".local/share") / "kvmkit")
 
 
 def runtime_dir() -> Path:
@@ -54,8 +56,7 @@ def _base(variable: str, default: str) -> Path:
         raise HostError("this user has no home directory: set KVMKIT_HOME") from error
 
 
-def _made(path: Path | None) -> Path:
-    assert path is not None
+def _made(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
