@@ -157,7 +157,14 @@ def test_vcpus_do_not_change_the_shared_table():
 
 @pytest.mark.parametrize("deadline", [False, True])
 def test_tsc_deadline_follows_the_capability(deadline):
-    assert cpuid.has(cpuid.with_deadline(everything(), deadline), "tsc-deadline") == deadline
+    assert cpuid.has(cpuid.with_engine(everything(), deadline=deadline), "tsc-deadline") == deadline
+
+
+def test_hypervisor_bit_is_added_where_kvm_leaves_it_out():
+    supported = everything()
+    eax, ebx, ecx, edx = supported[(1, None)]
+    supported[(1, None)] = (eax, ebx, ecx & 0x7FFFFFFF, edx)
+    assert cpuid.has(cpuid.with_engine(supported, deadline=True), "hypervisor")
 
 
 def test_each_feature_has_one_bit():

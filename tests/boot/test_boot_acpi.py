@@ -185,3 +185,10 @@ def test_names_and_ids():
     for wrong in ("PNP05", "pnp0501", "PNPxxxx"):
         with pytest.raises(ValueError, match=r"EISA id|base 16"):
             aml.eisa_id(wrong)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_fadt_says_whether_there_is_an_i8042(there):
+    (flags,) = struct.unpack_from("<H", walk(build(cpus=1, serial=[], i8042=there))["FACP"], 109)
+    assert bool(flags & 2) == there
+    assert flags & 4  # no VGA to look for

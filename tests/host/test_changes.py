@@ -336,3 +336,34 @@ def test_permissions_udev_has_the_rule_already(tree: Tree) -> None:
 def test_nothing_to_undo_is_said(tree: Tree) -> None:
     with pytest.raises(HostError, match="nothing to undo"):
         undo.undo(*fresh(tree("intel")), everything=True)
+
+
+def test_switching_off_twice_keeps_it_off(tree: Tree) -> None:
+    root = tree("amd")
+    do(nested_off(root), root)
+    (root / "sys/module/kvm_amd/parameters/nested").write_text("0\n")
+    again = nested.disable(*fresh(root), persist=True)
+    assert again.lines(Host(root)) == ["nesting is off already"]
+    assert (root / "etc/modprobe.d/kvm_amd.conf").read_text() == "options kvm_amd nested=0\n"
+    back = commands(nested.enable(*fresh(root), persist=True), root)
+    assert "# modprobe kvm_amd nested=1" in back
+    assert "+options kvm_amd nested=1" in back
+
+
+def test_modules_on_again_takes_the_blacklist_away(tree: Tree) -> None:
+    root = tree("intel")
+    do(modules.disable(*fresh(root), persist=True), root)
+    assert (root / "etc/modprobe.d/kvm_blacklist.conf").read_text() == "blacklist kvm_intel\n"
+    do(modules.enable(*fresh(root), persist=False), root)
+    assert not (root / "etc/modprobe.d/kvm_blacklist.conf").exists()
+
+
+def test_two_at_once_do_not_lose_each_others_journal(tree: Tree) -> None:
+    root = tree("intel")
+    first, second = Journal(Host(root)), Journal(Host(root))
+    plan = modules.enable(Context(Host(root)), first, persist=True)
+    do(hugepages.enable(*fresh(root), GIB1, persist=True), root)
+    with pytest.raises(HostError, match="changed this host just now"):
+        plan.carry_out(Host(root), second, lambda line: None)
+    with Journal(Host(root)).locked(), pytest.raises(HostError, match="try again when it is done"):
+        plan.carry_out(Host(root), Journal(Host(root)), lambda line: None)

@@ -118,12 +118,13 @@ def vendor(table: Table) -> bytes:
     return b"".join(register.to_bytes(4, "little") for register in (ebx, edx, ecx))
 
 
-def with_deadline(supported: Table, deadline: bool) -> Table:
-    """KVM tells of its LAPIC's TSC deadline by a capability, not in the CPUID it supports: put it there."""
+def with_engine(supported: Table, *, deadline: bool) -> Table:
+    """Add what KVM leaves to its user: that there is a hypervisor, and the LAPIC's TSC deadline (a capability)."""
     table = dict(supported)
-    word, bit = FEATURES["tsc-deadline"]
-    ecx = _get(table, word)
-    _put(table, word, ecx | 1 << bit if deadline else ecx & ~(1 << bit))
+    for name, on in (("hypervisor", True), ("tsc-deadline", deadline)):
+        word, bit = FEATURES[name]
+        value = _get(table, word)
+        _put(table, word, value | 1 << bit if on else value & ~(1 << bit))
     return table
 
 

@@ -120,8 +120,11 @@ def _start_vmlinux(
     rsdp: int,
 ) -> BootState:
     layout = Layout(memory, path)
+    # The header's init_size is more than vmlinux itself: what the kernel takes before it looks at the memory map.
+    end = vmlinux.end if image is None else max(vmlinux.end, vmlinux.start + image.init_size)
+    layout.require(end)
     layout.add_segments(data, vmlinux.segments, linux.LOWEST_KERNEL, "the first MiB, which a PC needs itself")
-    _add_linux(layout, image, vmlinux.end, vmlinux.start, initrd, cmdline, rsdp)
+    _add_linux(layout, image, end, vmlinux.start, initrd, cmdline, rsdp)
     return _linux_state("linux", vmlinux.entry)
 
 

@@ -6,8 +6,8 @@ Source: Documentation/arch/x86/boot.rst of Linux, "The Real-Mode Kernel Header".
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kvmkit.errors import BadInput
 
@@ -21,8 +21,7 @@ ENTRY_64 = 0x200
 """The 64-bit entry point, from the start of the protected-mode part."""
 
 
-@dataclass(frozen=True, slots=True)
-class BzImage:
+class BzImage(NamedTuple):
     """A validated image. `kernel` and `payload` are (offset, length) in the file, of the protected-mode part and of
     the compressed vmlinux in it (length 0: there is none); `header` is what belongs at 0x1f1 of the zero page."""
 

@@ -6,7 +6,7 @@ Source: System V ABI, "Object Files" and "Program Loading"; the x86-64 and Intel
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .identify import elf_machine
 
@@ -23,8 +23,7 @@ class BadElfError(Exception):
     """Why the file can't be loaded, in words that go behind its name and a colon."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """`file_size` bytes from `offset` of the file belong at guest physical `address`; up to `size` come zeros."""
 
     offset: int
@@ -33,8 +32,7 @@ class Segment:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Elf:
+class Elf(NamedTuple):
     """`entry` is a guest physical address inside one of the segments."""
 
     machine: int

@@ -44,10 +44,10 @@ class Layout:
 
     def add_segments(self, data: memoryview, segments: Sequence[Segment], lowest: int, above: str) -> None:
         """The segments of an ELF file; none may begin below `lowest`, where `above` says what stands there."""
+        self.require(max(segment.address + segment.size for segment in segments))
         for segment in segments:
             if segment.address < lowest:
                 raise BadInput(f"{self.path}: a segment at {segment.address:#x} would overwrite {above}")
-            self.require(segment.address + segment.size)
             self.pieces.append((segment.address, data[segment.offset : segment.offset + segment.file_size]))
 
     def write(self) -> None:

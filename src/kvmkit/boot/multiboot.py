@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kvmkit.errors import BadInput
 from kvmkit.memory import GuestMemory
@@ -34,8 +34,7 @@ INFO_END = CONVENTIONAL_END
 CMDLINE_MAX = 0x4000
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """`offset` is its place in the file; `addresses`, if given, are header, load, load end, bss end and entry."""
 
     offset: int

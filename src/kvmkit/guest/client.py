@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from kvmkit import terminal
@@ -69,6 +70,8 @@ class AgentClient:
         self._next = 1
         self._resized = False
         self._after_wake = 0
+        self._poll = select.poll()
+        self._watched: dict[int, int] = {}
 
     # ---- what the caller does ----
 
@@ -217,27 +220,11 @@ class AgentClient:
         if left is not None and left <= 0:
             return False
         wait = left if slice_seconds is None else slice_seconds if left is None else min(left, slice_seconds)
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN | (select.POLLOUT if self._out else 0))
-        readers: dict[int, Command] = {}
-        writers: dict[int, list[tuple[Command, int]]] = {}
-        interest: dict[int, int] = {}
-        if self._wake is not None:
-            poll.register(self._wake, select.POLLIN)
-        flight = len(self._out) + sum(STDIN_WINDOW - c.window for c in self._commands.values())
-        for command in self._commands.values():
-            if command.stdin is not None and command.window and flight < _IN_FLIGHT_MAX:
-                readers[command.stdin] = command
-                interest[command.stdin] = interest.get(command.stdin, 0) | select.POLLIN
-            for stream, output in command.outputs.items():
-                if output.pending and output.fd is not None:
-                    writers.setdefault(output.fd, []).append((command, stream))
-                    interest[output.fd] = interest.get(output.fd, 0) | select.POLLOUT
-        for fd, events in interest.items():
-            poll.register(fd, events)
-        ready = poll.poll(None if wait is None else wait * 1000)
-        if not ready:
-            return end is None or time.monotonic() < end
+        if self._out:
+            self._flush()
+        readers, writers = self._wanted()
+        self._watch(readers, writers)
+        ready = self._poll.poll(None if wait is None else wait * 1000)
         channel = 0
         for fd, events in ready:
             if fd == self._fd:
@@ -250,14 +237,45 @@ class AgentClient:
                 return True
             else:
                 if fd in writers and events & ~select.POLLIN:
-                    self._write_output(*writers[fd][0])
+                    self._write_output(*writers[fd])
                 if fd in readers and events & ~select.POLLOUT:
                     self._read_input(readers[fd], escape)
-        if channel & select.POLLOUT:
-            self._flush()
         if channel & ~select.POLLOUT and not self._receive() and channel & (select.POLLHUP | select.POLLERR):
             raise AgentGone("the guest's agent has gone")
         return True
+
+    def _wanted(self) -> tuple[dict[int, Command], dict[int, tuple[Command, int]]]:
+        """Whose stdin to read and whose output to write, by descriptor; of those that share one, the first."""
+        readers: dict[int, Command] = {}
+        writers: dict[int, tuple[Command, int]] = {}
+        flight = len(self._out)
+        for command in self._commands.values():
+            flight += STDIN_WINDOW - command.window
+        for command in self._commands.values():
+            if command.stdin is not None and command.window and flight < _IN_FLIGHT_MAX:
+                readers.setdefault(command.stdin, command)
+            for stream, output in command.outputs.items():
+                if output.pending and output.fd is not None:
+                    writers.setdefault(output.fd, (command, stream))
+        return readers, writers
+
+    def _watch(self, readers: Iterable[int], writers: Iterable[int]) -> None:
+        """Make the poll set what is wanted; mostly it is already, and a turn may carry but one byte."""
+        interest = {self._fd: select.POLLIN | (select.POLLOUT if self._out else 0)}
+        if self._wake is not None:
+            interest[self._wake] = select.POLLIN
+        for fd in readers:
+            interest[fd] = select.POLLIN
+        for fd in writers:
+            interest[fd] = interest.get(fd, 0) | select.POLLOUT
+        if interest == self._watched:
+            return
+        for fd in self._watched.keys() - interest.keys():
+            self._poll.unregister(fd)
+        for fd, events in interest.items():
+            if self._watched.get(fd) != events:
+                self._poll.register(fd, events)
+        self._watched = interest
 
     def _flush(self) -> None:
         try:

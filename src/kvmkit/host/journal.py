@@ -74,7 +74,7 @@ class Journal:
         self.host = host
         self.path = host.path(FILE)
         self.entries: list[Entry] = []
-        text = host.text(FILE)
+        text = self.loaded = host.text(FILE)
         if text is None:
             if host.exists(FILE):
                 raise HostError(f"{FILE}: may not be read; it says what kvmkit changed: sudo chmod a+r {FILE}")
@@ -98,6 +98,8 @@ class Journal:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise HostError("another kvmkit is changing this host; try again when it is done") from None
+            if self.host.text(FILE) != self.loaded:
+                raise HostError("another kvmkit changed this host just now; try again")
             yield
         finally:
             os.close(fd)
@@ -118,8 +120,9 @@ class Journal:
     def drop(self, ids: list[int]) -> None:
         self.entries = [entry for entry in self.entries if entry.id not in ids]
 
-    def of(self, topic: str | None) -> list[Entry]:
-        return [entry for entry in self.entries if topic in (None, entry.topic)]
+    def of(self, topic: str, action: str | None = None) -> list[Entry]:
+        """The entries about a topic; with `action` ('nested enable'), those of that command only."""
+        return [entry for entry in self.entries if entry.topic == topic and action in (None, entry.action)]
 
     def wrote(self, path: str, content: bytes | None) -> bool:
         """Whether `content` is what kvmkit itself last left in the file `path`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from kvmkit.errors import HostError
 from kvmkit.host.context import Context
 from kvmkit.host.journal import Entry, Journal, Record, unpack
+from kvmkit.host.pages import mounts
 from kvmkit.host.processes import vm_processes
 from kvmkit.host.steps import MakeDirectory, RemoveDirectory, Run, SetValue, Step, WriteFile
 from kvmkit.host.system import Host
@@ -123,10 +124,26 @@ def undo_entries(host: Host, entries: list[Entry]) -> Plan:
 
 
 def _idle(step: Step, host: Host) -> bool:
-    """A step that restores what is there already."""
+    """A step that would take back what is not there any more: restored already, or gone with a restart."""
     if isinstance(step, WriteFile):
         return step.content == host.data(step.path)
-    return isinstance(step, SetValue) and step.value == host.value(step.path)
+    if isinstance(step, SetValue):
+        return step.value == host.value(step.path)
+    if not isinstance(step, Run) or not host.live:
+        return False
+    context = Context(host)
+    match step.argv:
+        case ["umount", point]:
+            return not any(mount.point == point for mount in mounts(host))
+        case ["modprobe", "-r", module]:
+            return context.modules.state(module) != "loaded"
+        case ["groupdel", group]:
+            return group not in context.groups
+        case ["gpasswd", "-d", user, group]:
+            return user not in context.groups.get(group, (0, ()))[1]
+        case ["chgrp" | "chmod", _, path]:
+            return not host.exists(path)
+    return False
 
 
 def _undo_value(host: Host, record: Record, plan: Plan, steps: dict[str, Step]) -> None:

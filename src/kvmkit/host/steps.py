@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kvmkit.errors import HostError
 from kvmkit.host.journal import Record, pack, replace_file
-from kvmkit.host.kernel import kernel_log, refusal
+from kvmkit.host.kernel import Modules, kernel_log, refusal
 from kvmkit.host.system import Host
 
 
@@ -55,13 +55,19 @@ class Run(Step):
 
     def apply(self, host: Host) -> None:
         result = host.run(self.argv, timeout=120)
-        if result.status == 0:
+        if result.status == 0 and self.took_effect(host):
             return
         said = next((line for line in reversed(result.error.splitlines()) if line.strip()), "no reason given").strip()
         why = ""
         if self.argv[0] == "modprobe" and (reason := refusal(kernel_log(host))):
             why = f"; the kernel says: {reason[2]} ({reason[1]})"
         raise HostError(f"{shlex.join(self.argv)} failed: {said}{why}")
+
+    def took_effect(self, host: Host) -> bool:
+        """modprobe takes EEXIST for success, and that is what KVM answers when another vendor's module is loaded."""
+        if self.argv[0] != "modprobe" or self.argv[1] == "-r":
+            return True
+        return Modules(host).running(self.argv[1])
 
 
 @dataclass

@@ -25,8 +25,8 @@ def create(
     system = KvmSystem()
     try:
         required_missing(system, REQUIRED)
-        supported = cpuid.with_deadline(
-            system.supported_cpuid(), bool(system.check_extension(CAPABILITIES["TSC_DEADLINE_TIMER"]))
+        supported = cpuid.with_engine(
+            system.supported_cpuid(), deadline=bool(system.check_extension(CAPABILITIES["TSC_DEADLINE_TIMER"]))
         )
         return KvmVm(system, memory, ports, mmio, cpuid.select(cpu, supported), cpus)
     finally:

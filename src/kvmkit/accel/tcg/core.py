@@ -390,8 +390,15 @@ def count_syscall(cpu: CpuCore) -> cython.void:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def count_cpuid(cpu: CpuCore) -> cython.void:
+def find_leaf(cpu: CpuCore, leaf: uint32_t, subleaf: uint32_t) -> cython.pointer(CpuidLeaf):
+    """What CPUID shows at this leaf; NULL: it is not of the model's table."""
     cpu.counts[EXIT_CPUID] += 1
+    i: cython.int
+    for i in range(cpu.leaf_count):
+        entry = cython.address(cpu.leaves[i])
+        if entry.leaf == leaf and (not entry.indexed or entry.subleaf == subleaf):
+            return entry
+    return cython.NULL
 
 
 # Pages that hold translated code.

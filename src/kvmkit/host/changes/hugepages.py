@@ -194,7 +194,7 @@ def verify(context: Context, asked: Reservation) -> tuple[bool, list[str]]:
 def disable(context: Context, journal: Journal, wanted_size: int | None = None) -> Plan:
     """Take back what enable did; pages that kvmkit did not reserve are released too, as that is what is asked."""
     host = context.host
-    entries = journal.of(TOPIC)
+    entries = journal.of(TOPIC, "hugepages enable")
     plan = undo_entries(host, entries)
     plan.topic, plan.action = TOPIC, "hugepages disable"
     users = [process for process in context.vms if process.huge]

@@ -31,7 +31,8 @@ def choose_module(context: Context, vendor: str | None) -> str:
 
 def enable(context: Context, journal: Journal, persist: bool, vendor: str | None = None) -> Plan:
     module = choose_module(context, vendor)
-    plan = Plan(TOPIC, "modules enable")
+    plan = undo_entries(context.host, journal.of(TOPIC, "modules disable"))
+    plan.topic, plan.action = TOPIC, "modules enable"
     state = context.modules.state(module)
     if state == "built in":
         plan.notes.append(f"{module} is built into this kernel: there is nothing to load")
@@ -41,7 +42,8 @@ def enable(context: Context, journal: Journal, persist: bool, vendor: str | None
     else:
         if context.host.live or state == "missing":
             refuse_to_load(context, module)
-        plan.steps.append(Run(["modprobe", module], undo=["modprobe", "-r", module]))
+        if not any(isinstance(step, Run) and step.argv == ["modprobe", module] for step in plan.steps):
+            plan.steps.append(Run(["modprobe", module], undo=["modprobe", "-r", module]))
     if persist:
         write_whole(context.host, journal, plan, LOAD_FILE, module)
     return plan
@@ -66,7 +68,7 @@ def refuse_to_load(context: Context, module: str) -> None:
 
 
 def disable(context: Context, journal: Journal, persist: bool, vendor: str | None = None) -> Plan:
-    entries = journal.of(TOPIC)
+    entries = journal.of(TOPIC, "modules enable")
     plan = undo_entries(context.host, entries)
     plan.topic, plan.action = TOPIC, "modules disable"
     check_undo(context.host, plan)

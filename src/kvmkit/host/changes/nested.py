@@ -24,7 +24,7 @@ def disable(context: Context, journal: Journal, persist: bool, vendor: str | Non
     """Take back what enable did; where nesting is then still on (it was before, or by the kernel's default), turn it
     off."""
     module = _module(context, vendor)
-    plan = undo_entries(context.host, journal.of(TOPIC))
+    plan = undo_entries(context.host, journal.of(TOPIC, "nested enable"))
     plan.topic, plan.action = TOPIC, "nested disable"
     check_undo(context.host, plan)
     reloads = any(isinstance(step, Run) for step in plan.steps)
