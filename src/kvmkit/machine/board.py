@@ -96,7 +96,7 @@ class Board:
         return (self.rtc, self.power)
 
     def _add_tables(self) -> None:
-        """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works all the same."""
+        """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works anyway."""
         from kvmkit.boot import acpi
 
         tables = acpi.build(cpus=self.spec.cpus, serial=pc.SERIAL_PORTS[: len(self.serial)], i8042=False)

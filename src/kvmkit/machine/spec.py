@@ -53,7 +53,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def parse_size(text: str, what: str = "--memory") -> int:
-    """Bytes for 512M, 2G, 1.5G or 512 (MiB), rounded up to pages. Raises BadInput for what can't be a guest's memory."""
+    """Bytes for 512M, 2G, 1.5G or 512 (MiB), rounded up to pages. Raises BadInput for what can't be."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise BadInput(f"{what} {text}: not a size; give a number and a unit, such as 512M or 2G")
