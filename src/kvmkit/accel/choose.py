@@ -101,7 +101,8 @@ def probe(*, fresh: bool = False) -> Probe:
         reason = f"{DEVICE} runs ring 0 at {ring0:,.0f} million instructions/s, an exit costs {cost:.1f} us"
         advice = ""
     else:
-        reason = f"{DEVICE} runs ring 0 at {ring0:,.1f} million instructions/s only (it interprets them: no VMX or SVM below it)"
+        why = "it interprets them: no VMX or SVM below it"
+        reason = f"{DEVICE} runs ring 0 at {ring0:,.1f} million instructions/s only ({why})"
         advice = _SLOW_ADVICE
     return Probe(True, True, version, capabilities, ring0, cost, True, fit, reason, advice)
 

@@ -24,6 +24,20 @@ VERBS: dict[str, str] = {
 }
 MODULES = {verb: f"kvmkit.cli.{verb}" for verb in VERBS}
 
+HELP = """\
+usage: kvmkit COMMAND ...
+
+A hypervisor: virtual machines on KVM, or on a software CPU where there is none.
+
+VERBS
+
+examples:
+  kvmkit run                     a shell in a Debian VM
+  kvmkit run -- uname -a         one command, its output and exit status
+  kvmkit doctor                  what this host can do
+
+`kvmkit COMMAND --help` tells more."""
+
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -111,8 +125,6 @@ def _help(topic: list[str]) -> int:
         complain(_unknown(topic[0]))
         return BAD_INPUT
     width = max(map(len, VERBS)) + 2
-    print("usage: kvmkit COMMAND ...\n\nA hypervisor: virtual machines on KVM, or on a software CPU where there is none.\n")
-    print("\n".join(f"  {name:{width}}{summary}" for name, summary in VERBS.items()))
-    print("\nexamples:\n  kvmkit run                     a shell in a Debian VM\n  kvmkit run -- uname -a         one command")
-    print("  kvmkit doctor                  what this host can do\n\n`kvmkit COMMAND --help` tells more.")
+    verbs = "\n".join(f"  {name:{width}}{summary}" for name, summary in VERBS.items())
+    print(HELP.replace("VERBS", verbs))
     return 0

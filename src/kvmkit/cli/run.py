@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "run a command, or a shell, in a VM"
 DEFAULT_IMAGE = "debian"
-DEMONSTRATION = ["sh", "-c", ". /etc/os-release; echo \"$PRETTY_NAME, kernel $(uname -r), in a VM of kvmkit\"; uptime"]
+DEMONSTRATION = ["sh", "-c", '. /etc/os-release; echo "$PRETTY_NAME, kernel $(uname -r), in a VM of kvmkit"; uptime']
 SHELL = ["/bin/sh", "-l"]
 TIMED_OUT = 124
 HELLO_SECONDS = 300.0
@@ -242,4 +242,5 @@ def _status(machine: Machine, end: End) -> int:
         case EndReason.RESET:
             raise GuestFault("the guest reset its machine; did its kernel panic?", _last_words(machine))
         case _:
-            raise GuestFault(f"the guest can't go on: {end.detail}", "\n".join([_last_words(machine), end.report]).strip())
+            report = "\n".join([_last_words(machine), end.report]).strip()
+            raise GuestFault(f"the guest can't go on: {end.detail}", report)

@@ -12,7 +12,6 @@ import cython
 from cython.cimports.kvmkit.accel.tcg.chips import Chips
 from cython.cimports.kvmkit.accel.tcg.doorbells import Doorbells
 from cython.cimports.kvmkit.accel.tcg.layout import FLAG_IF
-from cython.cimports.kvmkit.accel.tcg.pvclock import PvClock
 from cython.cimports.kvmkit.accel.tcg.threads import *
 from cython.cimports.kvmkit.bus.space import AddressSpace
 from cython.cimports.kvmkit.memory.ram import GuestMemory
@@ -163,9 +162,7 @@ class CpuCore:
             elif deadline > now:
                 until.tv_sec = deadline // 1000000000
                 until.tv_nsec = deadline % 1000000000
-                pthread_cond_timedwait(
-                    cython.address(self.woken), cython.address(self.mutex), cython.address(until)
-                )
+                pthread_cond_timedwait(cython.address(self.woken), cython.address(self.mutex), cython.address(until))
             self.sleeping = False
         if go:
             self.attention = 1
@@ -283,7 +280,6 @@ def fail(cpu: CpuCore, error):
     cpu.kicked = 1
     cpu.attention = 1
     cpu.icount_high[0] = 0xFFFF
-
 
 
 # Model-specific registers.

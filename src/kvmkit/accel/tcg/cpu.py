@@ -11,6 +11,7 @@ at the next block boundary), `kicked` and the TB exit counter behind `icount_hig
 import cython
 from cython.cimports.kvmkit.accel.tcg.core import *
 from cython.cimports.kvmkit.accel.tcg.layout import *
+from cython.cimports.kvmkit.accel.tcg.pages import mark_page
 from cython.cimports.kvmkit.accel.tcg.pvclock import PvClock
 from cython.cimports.kvmkit.accel.tcg.registers import *
 from cython.cimports.kvmkit.accel.tcg.threads import *
@@ -32,7 +33,6 @@ from kvmkit.accel import Exit, ExitReason, cpuid
 from kvmkit.accel.state import VCPU_STATE
 from kvmkit.accel.tcg import features
 from kvmkit.errors import BadInput, HostError
-
 
 
 @cython.cclass
@@ -140,9 +140,10 @@ class TcgCpu(CpuCore):
         """RAM as it is, and everything else up to 2^PHYSICAL_BITS as memory-mapped I/O."""
         top: uint64_t = 0
         for gpa, host, size in self.memory.regions():
-            check(uc_mem_map_ptr(self.uc, gpa, size, UC_PROT_ALL, cython.cast(cython.p_void, cython.cast(uint64_t, host))),
-                  "map guest memory")  # fmt: skip
-            region = cython.cast(region_function, cython.cast(cython.pp_void, cython.cast(u8p, self.uc) + UC_MEMORY_MAPPING)[0])
+            ram = cython.cast(cython.p_void, cython.cast(uint64_t, host))
+            check(uc_mem_map_ptr(self.uc, gpa, size, UC_PROT_ALL, ram), "map guest memory")
+            lookup: cython.pp_void = cython.cast(cython.pp_void, cython.cast(u8p, self.uc) + UC_MEMORY_MAPPING)
+            region = cython.cast(region_function, lookup[0])
             # Below any snapshot level: Unicorn then leaves the TLB's dirty marks to us (see Translation below).
             cython.cast(cython.pointer(int32_t), region(self.uc, gpa) + REGION_PRIORITY)[0] = -1
             top = gpa + size
@@ -195,9 +196,8 @@ class TcgCpu(CpuCore):
             if halted[0]:
                 self.counts[EXIT_HALT] += 1
                 self.halted = True
-            elif not self.kicked:
-                if field32(self.env, ENV_OLD_EXCEPTION)[0] == 8:
-                    return TRIPLE_FAULT
+            elif not self.kicked and field32(self.env, ENV_OLD_EXCEPTION)[0] == 8:
+                return TRIPLE_FAULT
 
     def run(self):
         """Run the guest; see VirtualCpu."""
@@ -297,7 +297,9 @@ class TcgCpu(CpuCore):
             if len(data) % 16:
                 raise BadInput("tcg: MSR state is 16 bytes for each")
             for at in range(0, len(data), 16):
-                set_msr_value(self, int.from_bytes(data[at : at + 4], "little"), int.from_bytes(data[at + 8 : at + 16], "little"))
+                set_msr_value(
+                    self, int.from_bytes(data[at : at + 4], "little"), int.from_bytes(data[at + 8 : at + 16], "little")
+                )
         self.set_derived()
         with cython.nogil:
             pthread_mutex_lock(cython.address(self.mutex))
@@ -344,6 +346,7 @@ def flags_of(env: cython.pointer(Env)) -> uint64_t:
     if env.df < 0:
         flags |= FLAG_DF
     return flags
+
 
 @cython.cfunc
 @cython.nogil
@@ -671,32 +674,6 @@ def __wrap_cpu_x86_cpuid_x86_64(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def mark_page(cs: cython.p_void, physical: uint64_t, slow: cython.bint) -> cython.void:
-    """Have writes to this page go the slow way, or no longer, in every TLB entry that maps it."""
-    mode: cython.int
-    i: uint64_t
-    count: uint64_t
-    entries: cython.pointer(TlbEntry)
-    for mode in range(2 * TLB_MODES):
-        if mode < TLB_MODES:
-            table = cython.cast(cython.pointer(TlbTable), cython.cast(u8p, cs) + CPU_TLB_TABLES) + mode
-            count = (table.mask >> TLB_ENTRY_BITS) + 1
-            entries = table.entries
-        else:
-            count = TLB_VICTIMS
-            victims = cython.cast(u8p, cs) + CPU_TLB_VICTIMS + (mode - TLB_MODES) * TLB_VICTIM_STRIDE
-            entries = cython.cast(cython.pointer(TlbEntry), victims)
-        for i in range(count):
-            if entries[i].physical == physical and entries[i].write != cython.cast(uint64_t, -1):
-                if slow:
-                    entries[i].write |= TLB_NOT_DIRTY
-                else:
-                    entries[i].write &= ~cython.cast(uint64_t, TLB_NOT_DIRTY)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
 def set_page_code(uc: cython.p_void, ram: uint64_t, code: cython.bint) -> cython.void:
     cs: cython.p_void = cython.cast(cython.pp_void, cython.cast(u8p, uc) + UC_CPU)[0]
     cpu: cython.p_void = cpu_of(cython.cast(u8p, cs) + CPU_ENV)
@@ -776,10 +753,10 @@ def __wrap_x86_ldq_phys_x86_64(cs: cython.p_void, address: uint64_t) -> uint64_t
 
 # MSRs in saved state: those that Linux and firmware set, in the order they are to be restored.
 SAVED_MSRS = (
-    0x10, 0x1B, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0x2FF, *range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270),
-    0x4B564D00, 0x4B564D01, 0x6E0, 0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000100, 0xC0000101,
-    0xC0000102, 0xC0000103,
-)  # fmt: skip
+    *(0x10, 0x1B, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0x2FF, *range(0x200, 0x210), 0x250, 0x258, 0x259),
+    *(*range(0x268, 0x270), 0x4B564D00, 0x4B564D01, 0x6E0, *range(0xC0000080, 0xC0000085)),
+    *range(0xC0000100, 0xC0000104),
+)
 
 
 @cython.cfunc

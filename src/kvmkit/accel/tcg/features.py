@@ -67,7 +67,8 @@ def all_words() -> dict[int, int]:
 def with_machine(table: Table) -> Table:
     """Unicorn's leaves with those features that the machine has: x2APIC, the deadline timer, kvm-clock."""
     full = dict(table)
-    full[0x40000000, None] = (0x40000001, *(int.from_bytes(part, "little") for part in (b"KVMK", b"VMKV", b"M\0\0\0")))
+    b, c, d = (int.from_bytes(part, "little") for part in (b"KVMK", b"VMKV", b"M\0\0\0"))
+    full[0x40000000, None] = (0x40000001, b, c, d)
     full.setdefault((0x40000001, None), (0, 0, 0, 0))
     for (leaf, subleaf, register), bits in masks(MACHINE).items():
         values = list(full[leaf, subleaf])
