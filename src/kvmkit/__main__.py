@@ -1,18 +1,24 @@
-"""Where `kvmkit` and `python -m kvmkit` begin. Nothing is imported before it is known to be needed."""
+"""`kvmkit`, the command. What needs nothing is answered before anything is imported."""
+
+from __future__ import annotations
 
 import sys
+import time
+
+STARTED_NS = time.monotonic_ns()
 
 
-def main() -> int:
-    arguments = sys.argv[1:]
-    if arguments == ["--version"]:
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments in (["--version"], ["-V"]):
         from kvmkit import __version__
 
-        sys.stdout.write(f"kvmkit {__version__}\n")
+        print(f"kvmkit {__version__}")
         return 0
-    from kvmkit.cli.main import run
+    from kvmkit.cli import run
 
-    return run(arguments)
+    return run(arguments, STARTED_NS)
 
 
 if __name__ == "__main__":

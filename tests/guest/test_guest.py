@@ -133,6 +133,28 @@ def test_modules_load_signed(guest: Guest, module: str) -> None:
     assert run(guest.client, "cat", "/proc/sys/kernel/tainted").out == b"0\n"
 
 
+def test_without_a_host_the_console_gets_a_shell(image: GuestImage, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    append = f"console=ttyS0 kvmkit.channel=console panic=-1 {image.append}"
+    command = ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none"]
+    command += ["-no-reboot", "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", append]
+    command += ["-chardev", f"socket,id=console,fd={theirs.fileno()}", "-serial", "chardev:console"]
+    with ours, theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL) as process:
+        theirs.close()
+        try:
+            ours.settimeout(100)
+            seen = b""
+            while b"# " not in seen:  # busybox asks the terminal for its size after it
+                seen += ours.recv(4096)
+            ours.sendall(b"echo sum $((40+2)); exit\n")
+            while data := ours.recv(4096):
+                seen += data
+            assert b"sum 42" in seen
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
 def test_poweroff_ends_the_machine(image: GuestImage, tmp_path: Path) -> None:
     guest = Guest(image, tmp_path)
     try:

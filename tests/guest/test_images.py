@@ -13,7 +13,7 @@ import pytest
 
 from kvmkit.errors import BadInput, HostError
 from kvmkit.guest import images
-from kvmkit.guest.debian import applets
+from kvmkit.guest.debian import Built, applets
 
 
 @pytest.fixture
@@ -83,6 +83,27 @@ def test_sources_that_are_of_no_use(
     assert left_over(home) == []
 
 
+def test_a_source_without_a_signature_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the machine's own configuration would let it pass."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "Packages").write_text(
+        "Package: linux-image-cloud-amd64\nVersion: 1\nArchitecture: amd64\nFilename: ./evil.deb\nSize: 1\n"
+        "Depends: linux-image-1-cloud-amd64 (= 1)\n"
+    )
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "sources.list").write_text(f"deb file:{source} ./\n")
+    config = tmp_path / "apt.conf"
+    config.write_text(
+        f'Dir::Etc::sourcelist "{tmp_path}/sources.list"; Dir::Etc::sourceparts "{tmp_path}/parts";\n'
+        'Acquire::AllowInsecureRepositories "true"; APT::Get::AllowUnauthenticated "true";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(config))
+    with pytest.raises(HostError, match=r"does not have a Release file|is not signed"):
+        images.ensure()
+    assert left_over(home) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_nothing_behind(home: Path, tmp_path: Path, number: signal.Signals) -> None:
     program(tmp_path / "bin", "apt-get", f"touch {tmp_path}/started; exec sleep 60")
@@ -104,7 +125,7 @@ def test_no_space_is_said_in_one_line(home: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(images, "_write", full)
     monkeypatch.setattr(
         "kvmkit.guest.debian.build",
-        lambda work, progress: __import__("kvmkit.guest.debian").guest.debian.Built(b"k", b"i", "6", {}),
+        lambda work, progress: Built(b"k", b"i", "6", {}),
     )
     with pytest.raises(HostError, match=r"can't build the guest image in .*: No space left"):
         images.ensure()

@@ -85,27 +85,17 @@ def snapshot_of() -> Callable[[Path], dict[str, tuple[int, bytes]]]:
     return snapshot
 
 
-# Runs one verb's module as the command line does. Another user may not be able to read this interpreter's files, so
-# all that is needed is imported before the user is changed.
-RUNNER = """
-import argparse, importlib, os, pkgutil, sys
-import kvmkit.host
-from kvmkit.errors import KvmkitError
-if uid := int(os.environ.get("KVMKIT_TEST_UID", 0)):
-    import rich.console, rich.text, kvmkit.accel.choose, kvmkit.accel.kvm.system, kvmkit.accel.kvm.measure, kvmkit.paths
-    for module in pkgutil.walk_packages(kvmkit.host.__path__, "kvmkit.host."):
-        importlib.import_module(module.name)
-    importlib.import_module(f"kvmkit.cli.{sys.argv[1]}")
-    os.setgroups([]), os.setgid(uid), os.setuid(uid)
-verb = importlib.import_module(f"kvmkit.cli.{sys.argv[1]}")
-parser = argparse.ArgumentParser(prog=f"kvmkit {sys.argv[1]}")
-verb.configure(parser)
-args = parser.parse_args(sys.argv[2:])
-try:
-    sys.exit(verb.run(args))
-except KvmkitError as error:
-    print(f"kvmkit: {error}", file=sys.stderr)
-    sys.exit(error.exit_status)
+# Another user may not be able to read this interpreter's files: all that is needed is imported before the user changes.
+AS_USER = """
+import importlib, os, pkgutil, sys
+import kvmkit.cli, kvmkit.host, kvmkit.paths, rich.console, rich.text
+import kvmkit.accel.choose, kvmkit.accel.kvm.system, kvmkit.accel.kvm.measure, kvmkit.accel.tcg
+for module in pkgutil.walk_packages(kvmkit.host.__path__, "kvmkit.host."):
+    importlib.import_module(module.name)
+importlib.import_module(f"kvmkit.cli.{sys.argv[1]}")
+uid = int(os.environ["KVMKIT_TEST_UID"])
+os.setgroups([]), os.setgid(uid), os.setuid(uid)
+sys.exit(kvmkit.cli.run(sys.argv[1:]))
 """
 
 Done = subprocess.CompletedProcess[str]
@@ -113,7 +103,8 @@ Done = subprocess.CompletedProcess[str]
 
 def run_verb(*words: str, user: int | None = None, prefix: tuple[str, ...] = ()) -> Done:
     """`kvmkit WORDS` in a process of its own, as the user of that number, behind a command such as nsenter."""
-    command = [*prefix, sys.executable, "-c", RUNNER, *words]
+    how = ("-m", "kvmkit") if user is None else ("-c", AS_USER)
+    command = [*prefix, sys.executable, *how, *words]
     environment = {**os.environ, "PYTHONPATH": str(Path(kvmkit_package.__file__).parent.parent)}
     if user is not None:
         environment |= {"KVMKIT_TEST_UID": str(user), "HOME": "/nonexistent"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
 import pytest
 
 from kvmkit.accel import ExitReason
+from kvmkit.errors import KvmkitError
 
 SPIN = "1: inc ebx\njmp 1b\n"
 
@@ -120,3 +122,46 @@ def test_counting_is_exact_over_kicks(guest):
         thread.join()
     assert machine.shown == [20000]
     assert machine.ports.unclaimed == 20000
+
+
+def test_a_python_signal_handler_runs_and_its_exception_ends_run(guest, only_kvm):
+    """Ctrl-C while a vCPU runs in the main thread."""
+    machine = guest(SPIN, "ring3")
+
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            machine.vcpu.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    machine.vcpu.kick()
+    assert machine.vcpu.run().reason == ExitReason.KICKED
+
+
+def test_a_thread_that_blocks_every_signal_is_kicked_all_the_same(guest):
+    machine = guest(SPIN, "ring3")
+    timer = threading.Timer(0.05, machine.vcpu.kick)
+    timer.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        assert machine.vcpu.run().reason == ExitReason.KICKED
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_one_vcpu_runs_in_one_thread(guest, only_kvm):
+    machine = guest(SPIN, "ring3")
+    thread = threading.Thread(target=machine.vcpu.run)
+    thread.start()
+    time.sleep(0.05)
+    try:
+        with pytest.raises(KvmkitError):
+            machine.vcpu.run()
+    finally:
+        machine.vcpu.kick()
+        thread.join()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from apic import ICR_HIGH, lapic, lapic_on
 
+from kvmkit.errors import BadInput
+
 pytestmark = pytest.mark.usefixtures("only_kvm")
 
 # INIT, then two SIPIs, to all but the sender; the page that they start at is in the vector.
@@ -57,8 +59,12 @@ def test_others_wait_until_they_are_called(guest):
 
 
 def test_more_than_this_vm_has_is_refused(guest):
-    from kvmkit.errors import BadInput
-
     machine = guest("finish", "long", cpus=2)
     with pytest.raises(BadInput):
         machine.vm.create_vcpu(2)
+
+
+@pytest.mark.parametrize("cpus", [0, -1, 10000])
+def test_a_number_of_cpus_that_can_not_be_is_refused(guest, cpus):
+    with pytest.raises(BadInput):
+        guest("finish", "long", cpus=cpus)

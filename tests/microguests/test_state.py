@@ -13,7 +13,7 @@ from microguest import DATA, MicroGuest
 from kvmkit.accel.state import VCPU_STATE, VM_STATE, Pit, Regs
 from kvmkit.errors import KvmkitError
 
-CLOCKS = (0x10, 0x40000020)  # the TSC and Hyper-V's reference counter go on by themselves
+CLOCKS = (0x10, 0x40000010, 0x40000020)  # the TSC and two counters of Hyper-V's go on by themselves
 RUNNING = pics(0xFE) + pit(2, 50000) + lapic_on() + "mov ebx, 1\nshow ebx\nfinish"
 
 

@@ -1,42 +1,42 @@
-"""`kvmkit accel`: which engine runs guests here, and why."""
+"""`kvmkit accel`: which engine a VM runs on here, and why."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from kvmkit.cli.verbs import VERBS
-
-SUMMARY = VERBS["accel"].summary
+SUMMARY = "show which engine VMs run on here, and why"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    parser.add_argument("--fresh", action="store_true", help="measure again, whatever was measured since the host's boot")
-    parser.epilog = "exit status: 0. What stands in the way of kvm in detail: kvmkit doctor"
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    parser.add_argument("--fresh", action="store_true", help="measure again instead of using this boot's measurement")
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from kvmkit.accel.choose import probe
+    from kvmkit.accel.choose import FAST_ENOUGH, probe
 
     found = probe(fresh=args.fresh)
     if args.json:
-        json.dump({"engine": found.engine, **asdict(found)}, sys.stdout, indent=2)
-        print()
+        import msgspec
+
+        fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode({"engine": found.engine, **fields})).decode() + "\n")
         return 0
-    rows = [
-        ("auto takes", found.engine),
-        ("why", found.reason),
-        ("what to do", found.advice),
-        ("/dev/kvm", ("there, " + ("may be opened" if found.permission else "no permission")) if found.device else "absent"),
-        ("KVM API", "" if found.api_version is None else str(found.api_version)),
-        ("ring 0", "" if found.ring0_rate is None else f"{found.ring0_rate:,.1f} million instructions/s"),
-        ("an exit", "" if found.exit_cost is None else f"{found.exit_cost:.1f} us (a port write, to user space and back)"),
-    ]
-    for name, text in rows:
-        if text:
-            print(f"{name:<12}{text}")
+    print(f"engine     {found.engine}  (what --accel auto takes)")
+    print(f"/dev/kvm   {_device(found.device, found.permission, found.api_version)}")
+    if found.ring0_rate is not None and found.exit_cost is not None:
+        print(f"ring 0     {found.ring0_rate:,.1f} million instructions/s; auto wants {FAST_ENOUGH:,.0f} or more")
+        print(f"exit       {found.exit_cost:.1f} us for a port write")
+    print(f"why        {found.reason}")
+    if found.advice:
+        print(f"advice     {found.advice}")
     return 0
+
+
+def _device(present: bool, permission: bool, version: int | None) -> str:
+    if not present:
+        return "not there"
+    if not permission:
+        return "there, but not for this user"
+    return f"there, API version {version}"

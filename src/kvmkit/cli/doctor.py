@@ -51,12 +51,8 @@ def _measure() -> Speed | None:
 
 def _software() -> str | None:
     """Why the software CPU can't run here; None when it can."""
-    from importlib.util import find_spec
-
     try:
-        found = find_spec("kvmkit.accel.tcg.cpu")
-    except ImportError:
-        found = None
-    if found is None:
-        return "the software CPU is not in this installation: pip install --force-reinstall kvmkit"
+        import kvmkit.accel.tcg  # noqa: F401 # whether it can be imported is the question
+    except ImportError as error:
+        return f"the software CPU is not in this installation ({error}): pip install --force-reinstall kvmkit"
     return None

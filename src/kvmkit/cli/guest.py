@@ -7,7 +7,7 @@ import sys
 
 from kvmkit.cli.doctor import open_host
 
-SUMMARY = "inside a guest: check its virtio drivers and devices"
+SUMMARY = "check a guest for virtio, from inside it"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

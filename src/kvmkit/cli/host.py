@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvmkit.host.plan import Plan
     from kvmkit.host.system import Host
 
-SUMMARY = "set up this host: modules, nested VMs, huge pages, permissions; and undo it"
+SUMMARY = "set the host up: modules, nesting, huge pages, permissions"
 
 TOPICS = {
     "modules": "KVM's kernel modules",

@@ -5,6 +5,7 @@ The tables have no SMI command port, so the machine is always in ACPI mode and S
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from enum import IntFlag
@@ -77,6 +78,7 @@ class PowerManagement(Device):
     def __init__(
         self, power_off: Callable[[], None], sci: Line = unconnected, clock: Clock = time.monotonic_ns
     ) -> None:
+        self._lock = threading.RLock()  # vCPUs' threads, the one that keeps deadlines, the user's
         self.power_off = power_off
         self.line = OutputLine(sci)
         self.clock = clock
@@ -89,13 +91,15 @@ class PowerManagement(Device):
     # What happens to the machine.
 
     def press_power_button(self) -> None:
-        self.status |= Pm1.POWER_BUTTON
-        self._update_line()
+        with self._lock:
+            self.status |= Pm1.POWER_BUTTON
+            self._update_line()
 
     def raise_event(self, gpe: int) -> None:
         """General-purpose event `gpe` (0 to 31): what a hot-plug or a battery tells."""
-        self.gpe_status |= 1 << gpe
-        self._update_line()
+        with self._lock:
+            self.gpe_status |= 1 << gpe
+            self._update_line()
 
     # The timer.
 
@@ -116,8 +120,9 @@ class PowerManagement(Device):
         return max(left * SECOND // TIMER_HZ + 1, 0)
 
     def expire(self) -> None:
-        self._advance()
-        self._update_line()
+        with self._lock:
+            self._advance()
+            self._update_line()
 
     def _update_line(self) -> None:
         self.line.update(1 if self.status & self.enable or self.gpe_status & self.gpe_enable else 0)
@@ -129,8 +134,9 @@ class PowerManagement(Device):
             ticks = self._ticks() & 0xFFFFFFFF  # once for all its bytes, or they would not belong together
             return (ticks >> 8 * (offset - _TIMER)) & ((1 << 8 * size) - 1)
         value = 0
-        for i in range(size):
-            value |= self._read_byte(offset + i) << (8 * i)
+        with self._lock:
+            for i in range(size):
+                value |= self._read_byte(offset + i) << (8 * i)
         return value
 
     def _read_byte(self, offset: int) -> int:
@@ -148,9 +154,10 @@ class PowerManagement(Device):
         return 0
 
     def write(self, offset: int, size: int, value: int) -> None:
-        for i in range(size):
-            self._write_byte(offset + i, value >> (8 * i) & 0xFF)
-        self._update_line()
+        with self._lock:
+            for i in range(size):
+                self._write_byte(offset + i, value >> (8 * i) & 0xFF)
+            self._update_line()
 
     def _write_byte(self, offset: int, value: int) -> None:
         if _STATUS <= offset < _ENABLE:

@@ -7,6 +7,7 @@ when somebody looks, or when the deadline comes for an interrupt that the guest 
 from __future__ import annotations
 
 import calendar
+import threading
 import time
 from enum import IntEnum, IntFlag
 from typing import Annotated
@@ -99,6 +100,7 @@ class Rtc(Device):
 
     def __init__(self, clock: Clock = time.time_ns, irq: Line = unconnected, *, memory: int = 0) -> None:
         self.clock = clock
+        self._lock = threading.RLock()  # vCPUs' threads, and the one that keeps deadlines
         self.line = OutputLine(irq)
         self.rearm = nobody
         self.index = 0
@@ -234,6 +236,10 @@ class Rtc(Device):
 
     def deadline(self) -> int | None:
         """See Timed. A guest that has not read C since the last interrupt gets no other, however fast its rate."""
+        with self._lock:
+            return self._deadline()
+
+    def _deadline(self) -> int | None:
         enabled = self.memory[Reg.B]
         if self.flags & C.REQUEST:
             return None
@@ -249,14 +255,18 @@ class Rtc(Device):
         return max(min(moments) - now, 0) if moments else None
 
     def expire(self) -> None:
-        self._advance()
+        with self._lock:
+            self._advance()
 
     # Registers.
 
     def read(self, offset: int, size: int) -> int:
         if offset != 1 or size != 1:
             return 0xFFFFFFFFFFFFFFFF  # the index can't be read back
-        register = self.index
+        with self._lock:
+            return self._read_register(self.index)
+
+    def _read_register(self, register: int) -> int:
         if register in _TIME:
             self._load_time()
         elif register == Reg.A:
@@ -274,13 +284,13 @@ class Rtc(Device):
         return self.memory[register]
 
     def write(self, offset: int, size: int, value: int) -> None:
-        value &= 0xFF  # a wider write reaches the index port only
-        if offset == 0:
-            self.index = value & 0x7F  # bit 7 masks NMI, and there is none
-            if size > 1:
-                self._write_register(self.index, value >> 8 & 0xFF)
-        else:
-            self._write_register(self.index, value)
+        with self._lock:
+            if offset == 0:
+                self.index = value & 0x7F  # bit 7 masks NMI, and there is none
+                if size > 1:
+                    self._write_register(self.index, value >> 8 & 0xFF)
+            else:
+                self._write_register(self.index, value & 0xFF)
 
     def _write_register(self, register: int, value: int) -> None:
         if register in (Reg.C, Reg.D):

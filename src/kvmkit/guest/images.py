@@ -15,7 +15,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -45,8 +44,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, ImageFile]
 
 
-@dataclass(frozen=True)
-class GuestImage:
+class GuestImage(msgspec.Struct, frozen=True):
     kernel: Path
     initrd: Path
     release: str  # what `uname -r` says in it

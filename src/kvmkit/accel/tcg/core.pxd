@@ -23,7 +23,14 @@ cdef enum:
 
 cdef enum:
     STALE_RANGES = 64
+    LEAVES = 64
     PINS = 24
+
+cdef struct CpuidLeaf:
+    uint32_t leaf
+    uint32_t subleaf
+    bint indexed  # the subleaf counts
+    uint32_t registers[4]  # eax ebx ecx edx
 
 cdef struct StaleRange:
     uint64_t start
@@ -40,6 +47,7 @@ ctypedef bint (*read_msr_function)(void *, uint32_t, uint64_t *) noexcept nogil
 ctypedef bint (*write_msr_function)(void *, uint32_t, uint64_t, uint64_t) noexcept nogil
 ctypedef uint64_t (*get_tpr_function)(void *) noexcept nogil
 ctypedef void (*set_tpr_function)(void *, uint64_t) noexcept nogil
+ctypedef CpuidLeaf *(*cpuid_function)(void *, uint32_t, uint32_t) noexcept nogil
 ctypedef bint (*has_code_function)(void *, uint64_t) noexcept nogil
 ctypedef bint (*set_code_function)(void *, uint64_t, bint) noexcept nogil
 ctypedef uint64_t (*physical_function)(void *, uint64_t) noexcept nogil
@@ -70,6 +78,8 @@ cdef class CpuCore:
     cdef StaleRange stale[STALE_RANGES]
     cdef int stale_count
     cdef uint64_t counts[EXIT_KINDS]
+    cdef CpuidLeaf leaves[LEAVES]
+    cdef int leaf_count
     cdef object failure
     cdef readonly int index
     cdef int resample[PINS]  # eventfds to signal at the end of a level-triggered interrupt, -1: none
@@ -95,7 +105,7 @@ cdef uint64_t get_tpr(CpuCore cpu) noexcept nogil
 cdef void set_tpr(CpuCore cpu, uint64_t value) noexcept nogil
 cdef void count_exception(CpuCore cpu) noexcept nogil
 cdef void count_syscall(CpuCore cpu) noexcept nogil
-cdef void count_cpuid(CpuCore cpu) noexcept nogil
+cdef CpuidLeaf *find_leaf(CpuCore cpu, uint32_t leaf, uint32_t subleaf) noexcept nogil
 cdef bint has_code(CpuCore cpu, uint64_t address) noexcept nogil
 cdef bint set_code(CpuCore cpu, uint64_t ram, bint code) noexcept nogil
 cdef uint64_t physical_of(CpuCore cpu, uint64_t ram) noexcept nogil

@@ -12,7 +12,6 @@ import cython
 from cython.cimports.kvmkit.accel.tcg.chips import Chips
 from cython.cimports.kvmkit.accel.tcg.doorbells import Doorbells
 from cython.cimports.kvmkit.accel.tcg.layout import FLAG_IF
-from cython.cimports.kvmkit.accel.tcg.pvclock import PvClock
 from cython.cimports.kvmkit.accel.tcg.threads import *
 from cython.cimports.kvmkit.bus.space import AddressSpace
 from cython.cimports.kvmkit.memory.ram import GuestMemory
@@ -163,9 +162,7 @@ class CpuCore:
             elif deadline > now:
                 until.tv_sec = deadline // 1000000000
                 until.tv_nsec = deadline % 1000000000
-                pthread_cond_timedwait(
-                    cython.address(self.woken), cython.address(self.mutex), cython.address(until)
-                )
+                pthread_cond_timedwait(cython.address(self.woken), cython.address(self.mutex), cython.address(until))
             self.sleeping = False
         if go:
             self.attention = 1
@@ -285,7 +282,6 @@ def fail(cpu: CpuCore, error):
     cpu.icount_high[0] = 0xFFFF
 
 
-
 # Model-specific registers.
 
 
@@ -390,8 +386,15 @@ def count_syscall(cpu: CpuCore) -> cython.void:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def count_cpuid(cpu: CpuCore) -> cython.void:
+def find_leaf(cpu: CpuCore, leaf: uint32_t, subleaf: uint32_t) -> cython.pointer(CpuidLeaf):
+    """What CPUID shows at this leaf; NULL: it is not of the model's table."""
     cpu.counts[EXIT_CPUID] += 1
+    i: cython.int
+    for i in range(cpu.leaf_count):
+        entry = cython.address(cpu.leaves[i])
+        if entry.leaf == leaf and (not entry.indexed or entry.subleaf == subleaf):
+            return entry
+    return cython.NULL
 
 
 # Pages that hold translated code.

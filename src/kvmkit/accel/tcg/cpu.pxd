@@ -5,8 +5,6 @@ from kvmkit.accel.tcg.unicorn cimport uc_engine
 
 cdef enum:
     PHYSICAL_BITS = 40
-    LEAF_POWER = 0x80000007
-    LEAF_SIZES = 0x80000008
 
 # What `loop` came back with; Unicorn's own error numbers negated.
 cdef enum:
@@ -23,12 +21,15 @@ cdef class TcgCpu(CpuCore):
     cdef uc_engine *uc
     cdef void *cs
     cdef MmioWindow windows[2]
+    cdef bint running
 
     cdef int loop(self) noexcept nogil
     cdef void drop_stale(self) noexcept nogil
     cdef calibrate(self)
     cdef map_memory(self)
-    cdef apply(self, model)
+    cdef become(self, str model)
+    cdef set_words(self, words)
+    cdef refuse_running(self)
 
 # What the linker puts in the place of Unicorn's own functions; the list stands in setup.py too.
 cdef public bint __wrap_x86_cpu_exec_interrupt_x86_64(void *cs, int request) noexcept nogil

@@ -11,6 +11,7 @@ at the next block boundary), `kicked` and the TB exit counter behind `icount_hig
 import cython
 from cython.cimports.kvmkit.accel.tcg.core import *
 from cython.cimports.kvmkit.accel.tcg.layout import *
+from cython.cimports.kvmkit.accel.tcg.pages import mark_page
 from cython.cimports.kvmkit.accel.tcg.pvclock import PvClock
 from cython.cimports.kvmkit.accel.tcg.registers import *
 from cython.cimports.kvmkit.accel.tcg.threads import *
@@ -24,14 +25,14 @@ from cython.cimports.libc.stdint import (
     uint16_t,
     uint32_t,
     uint64_t,
+    uintptr_t,
 )
 from cython.cimports.libc.string import memcpy
 
-from kvmkit.accel import Exit, ExitReason
+from kvmkit.accel import Exit, ExitReason, cpuid
 from kvmkit.accel.state import VCPU_STATE
 from kvmkit.accel.tcg import features
 from kvmkit.errors import BadInput, HostError
-
 
 
 @cython.cclass
@@ -45,7 +46,7 @@ class TcgCpu(CpuCore):
         check(uc_ctl_exits_enable(self.uc), "enable exits")
         self.calibrate()
         self.map_memory()
-        self.apply(features.find(model))
+        self.become(model)
         now: int64_t = monotonic()
         self.clock = PvClock(memory, read_tsc(self.env), now)
         hook: uc_hook
@@ -98,27 +99,51 @@ class TcgCpu(CpuCore):
         uc[UC_NO_EXIT_REQUEST] = 1
 
     @cython.cfunc
-    def apply(self, model):
-        """Make this CPU the model it is to be: names and feature words."""
+    def become(self, model: str):
+        """Be the CPU that `--cpu model` names: what Unicorn translates, and what CPUID shows."""
         env = cython.cast(u8p, self.env)
-        vendor: bytes = model.vendor
-        name: bytes = model.name.encode().ljust(48, b"\0")
+        vendor: bytes = features.VENDOR
+        brand: bytes = features.BRAND.encode().ljust(48, b"\0")
         memcpy(env + ENV_CPUID_VENDOR, cython.cast(cython.p_char, vendor), 12)
-        memcpy(env + ENV_CPUID_MODEL, cython.cast(cython.p_char, name), 48)
-        field32(self.env, ENV_CPUID_VERSION)[0] = model.signature
-        field32(self.env, ENV_CPUID_LEVEL)[0] = 0xD
-        field32(self.env, ENV_CPUID_XLEVEL)[0] = 0x8000000A
-        for word in range(features.WORDS):
-            field64(self.env, ENV_FEATURES + 8 * word)[0] = model.words.get(word, 0)
+        memcpy(env + ENV_CPUID_MODEL, cython.cast(cython.p_char, brand), 48)
+        field32(self.env, ENV_CPUID_VERSION)[0] = features.SIGNATURE
+        field32(self.env, ENV_CPUID_LEVEL)[0] = features.LEVEL
+        field32(self.env, ENV_CPUID_XLEVEL)[0] = features.EXTENDED_LEVEL
+        self.set_words(features.all_words())
+        leaves = {}
+        values: uint32_t[4]
+        for leaf, subleaf in features.LEAVES:
+            real_cpuid(self.env, leaf, subleaf or 0, cython.address(values[0]), cython.address(values[1]),
+                       cython.address(values[2]), cython.address(values[3]))  # fmt: skip
+            leaves[leaf, subleaf] = (values[0], values[1], values[2], values[3])
+        table = cpuid.for_vcpu(cpuid.select(model, features.with_machine(leaves)), 0, 1)
+        self.set_words(features.words_of(table))
+        if len(table) > LEAVES:
+            raise HostError("tcg: the CPUID table is too long")
+        self.leaf_count = 0
+        for (leaf, subleaf), registers in table.items():
+            entry = cython.address(self.leaves[self.leaf_count])
+            entry.leaf = leaf
+            entry.subleaf = subleaf or 0
+            entry.indexed = subleaf is not None
+            for i in range(4):
+                entry.registers[i] = registers[i]
+            self.leaf_count += 1
+
+    @cython.cfunc
+    def set_words(self, words):
+        for word in range(features.WORD_COUNT):
+            field64(self.env, ENV_FEATURES + 8 * word)[0] = words.get(word, 0)
 
     @cython.cfunc
     def map_memory(self):
         """RAM as it is, and everything else up to 2^PHYSICAL_BITS as memory-mapped I/O."""
         top: uint64_t = 0
         for gpa, host, size in self.memory.regions():
-            check(uc_mem_map_ptr(self.uc, gpa, size, UC_PROT_ALL, cython.cast(cython.p_void, cython.cast(uint64_t, host))),
-                  "map guest memory")  # fmt: skip
-            region = cython.cast(region_function, cython.cast(cython.pp_void, cython.cast(u8p, self.uc) + UC_MEMORY_MAPPING)[0])
+            ram = cython.cast(cython.p_void, cython.cast(uint64_t, host))
+            check(uc_mem_map_ptr(self.uc, gpa, size, UC_PROT_ALL, ram), "map guest memory")
+            lookup: cython.pp_void = cython.cast(cython.pp_void, cython.cast(u8p, self.uc) + UC_MEMORY_MAPPING)
+            region = cython.cast(region_function, lookup[0])
             # Below any snapshot level: Unicorn then leaves the TLB's dirty marks to us (see Translation below).
             cython.cast(cython.pointer(int32_t), region(self.uc, gpa) + REGION_PRIORITY)[0] = -1
             top = gpa + size
@@ -171,15 +196,16 @@ class TcgCpu(CpuCore):
             if halted[0]:
                 self.counts[EXIT_HALT] += 1
                 self.halted = True
-            elif not self.kicked:
-                if field32(self.env, ENV_OLD_EXCEPTION)[0] == 8:
-                    return TRIPLE_FAULT
+            elif not self.kicked and field32(self.env, ENV_OLD_EXCEPTION)[0] == 8:
+                return TRIPLE_FAULT
 
     def run(self):
         """Run the guest; see VirtualCpu."""
         result: cython.int
+        self.running = True
         with cython.nogil:
             result = self.loop()
+        self.running = False
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -194,6 +220,11 @@ class TcgCpu(CpuCore):
 
     # State.
 
+    @cython.cfunc
+    def refuse_running(self):
+        if self.running:
+            raise HostError("tcg: a vCPU's state can't be had while it runs; pause it first")
+
     def set_derived(self):
         """Bring what Unicorn derives from the registers up to date with them."""
         inhibit: uint32_t = self.env.hflags & HF_INHIBIT_IRQ
@@ -203,6 +234,7 @@ class TcgCpu(CpuCore):
 
     def get(self, name: str) -> bytes:
         """See VirtualCpu."""
+        self.refuse_running()
         if name == "regs":
             return get_regs(self.env, flags_of(self.env))
         if name == "sregs":
@@ -232,6 +264,7 @@ class TcgCpu(CpuCore):
 
     def set(self, name: str, data: bytes) -> None:
         """See VirtualCpu."""
+        self.refuse_running()
         size = VCPU_STATE[name]
         if size is not None and len(data) != size:
             raise BadInput(f"tcg: {name} state is {size} bytes, not {len(data)}")
@@ -264,7 +297,9 @@ class TcgCpu(CpuCore):
             if len(data) % 16:
                 raise BadInput("tcg: MSR state is 16 bytes for each")
             for at in range(0, len(data), 16):
-                set_msr_value(self, int.from_bytes(data[at : at + 4], "little"), int.from_bytes(data[at + 8 : at + 16], "little"))
+                set_msr_value(
+                    self, int.from_bytes(data[at : at + 4], "little"), int.from_bytes(data[at + 8 : at + 16], "little")
+                )
         self.set_derived()
         with cython.nogil:
             pthread_mutex_lock(cython.address(self.mutex))
@@ -274,6 +309,7 @@ class TcgCpu(CpuCore):
 
     def translate(self, address: uint64_t):
         """See VirtualCpu."""
+        self.refuse_running()
         attributes: uint32_t = 0
         page: uint64_t = walk_page(self.cs, address & ~cython.cast(uint64_t, 0xFFF), cython.address(attributes))
         if page == cython.cast(uint64_t, -1):
@@ -282,6 +318,7 @@ class TcgCpu(CpuCore):
 
     def close(self) -> None:
         """See VirtualCpu."""
+        self.refuse_running()
 
 
 @cython.cfunc
@@ -310,6 +347,7 @@ def flags_of(env: cython.pointer(Env)) -> uint64_t:
         flags |= FLAG_DF
     return flags
 
+
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
@@ -329,9 +367,33 @@ def on_mmio_write(
 
 
 @cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def check_port(raw: cython.p_void, port: uint32_t, size: cython.int, caller: uintptr_t) -> cython.void:
+    """#GP for a program that may not use this port: by IOPL, then by the TSS's bitmap. Unicorn lets everything pass.
+
+    `caller` is where translated code called from, so that the fault names the right instruction.
+    """
+    env = cython.cast(cython.pointer(Env), raw)
+    if not env.hflags & HF_PE:
+        return
+    if env.hflags & HF_CPL <= env.eflags >> 12 & 3 and not env.eflags & FLAG_VM:
+        return
+    restore_state(cython.cast(u8p, raw) - CPU_ENV, caller, False)
+    if size == 1:
+        check_port8(raw, port)
+    elif size == 2:
+        check_port16(raw, port)
+    else:
+        check_port32(raw, port)
+
+
+@cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def __wrap_helper_inb_x86_64(env: cython.p_void, port: uint32_t) -> uint64_t:
+    check_port(env, port, 1, cython.cast(uintptr_t, return_address(0)))
     return cython.cast(port_read_function, port_read)(cpu_of(env), port, 1) & 0xFF
 
 
@@ -339,6 +401,7 @@ def __wrap_helper_inb_x86_64(env: cython.p_void, port: uint32_t) -> uint64_t:
 @cython.nogil
 @cython.exceptval(check=False)
 def __wrap_helper_inw_x86_64(env: cython.p_void, port: uint32_t) -> uint64_t:
+    check_port(env, port, 2, cython.cast(uintptr_t, return_address(0)))
     return cython.cast(port_read_function, port_read)(cpu_of(env), port, 2) & 0xFFFF
 
 
@@ -346,6 +409,7 @@ def __wrap_helper_inw_x86_64(env: cython.p_void, port: uint32_t) -> uint64_t:
 @cython.nogil
 @cython.exceptval(check=False)
 def __wrap_helper_inl_x86_64(env: cython.p_void, port: uint32_t) -> uint64_t:
+    check_port(env, port, 4, cython.cast(uintptr_t, return_address(0)))
     return cython.cast(uint32_t, cython.cast(port_read_function, port_read)(cpu_of(env), port, 4))
 
 
@@ -353,6 +417,7 @@ def __wrap_helper_inl_x86_64(env: cython.p_void, port: uint32_t) -> uint64_t:
 @cython.nogil
 @cython.exceptval(check=False)
 def __wrap_helper_outb_x86_64(env: cython.p_void, port: uint32_t, value: uint32_t) -> cython.void:
+    check_port(env, port, 1, cython.cast(uintptr_t, return_address(0)))
     cython.cast(port_write_function, port_write)(cpu_of(env), port, 1, value & 0xFF)
 
 
@@ -360,6 +425,7 @@ def __wrap_helper_outb_x86_64(env: cython.p_void, port: uint32_t, value: uint32_
 @cython.nogil
 @cython.exceptval(check=False)
 def __wrap_helper_outw_x86_64(env: cython.p_void, port: uint32_t, value: uint32_t) -> cython.void:
+    check_port(env, port, 2, cython.cast(uintptr_t, return_address(0)))
     cython.cast(port_write_function, port_write)(cpu_of(env), port, 2, value & 0xFFFF)
 
 
@@ -367,6 +433,7 @@ def __wrap_helper_outw_x86_64(env: cython.p_void, port: uint32_t, value: uint32_
 @cython.nogil
 @cython.exceptval(check=False)
 def __wrap_helper_outl_x86_64(env: cython.p_void, port: uint32_t, value: uint32_t) -> cython.void:
+    check_port(env, port, 4, cython.cast(uintptr_t, return_address(0)))
     cython.cast(port_write_function, port_write)(cpu_of(env), port, 4, value)
 
 
@@ -575,55 +642,33 @@ def __wrap_cpu_x86_cpuid_x86_64(
     c: cython.pointer(uint32_t),
     d: cython.pointer(uint32_t),
 ) -> cython.void:
-    """Unicorn's leaves, and what the machine adds: x2APIC, the TSC deadline, kvm-clock, an invariant TSC."""
+    """The leaves of the CPU's model; the bits that follow CR4, and sizes of saved state, are Unicorn's own."""
     real_cpuid(env, leaf, subleaf, a, b, c, d)
     if cpu_of(env) == cython.NULL:
         return
-    cython.cast(count_function, count_cpuid)(cpu_of(env))
+    entry: cython.pointer(CpuidLeaf) = cython.cast(cpuid_function, find_leaf)(cpu_of(env), leaf, subleaf)
+    if entry == cython.NULL:
+        if leaf >> 28 == 4:
+            a[0] = b[0] = c[0] = d[0] = 0
+        return
+    if leaf == 0xD:
+        if subleaf == 1:
+            a[0] &= entry.registers[0]
+        return
+    follows: uint32_t = 0
     if leaf == 1:
-        c[0] |= 1 << 21 | 1 << 24 | cython.cast(uint32_t, 1) << 31
-    elif leaf == 0x40000000:
-        a[0] = 0x40000001
-        b[0] = 0x4B4D564B  # "KVMKVMKVM": the interface, as every user of kvm-clock looks for it
-        c[0] = 0x564B4D56
-        d[0] = 0x4D
-    elif leaf == 0x40000001:
-        a[0] = 1 << 1 | 1 << 3 | 1 << 24  # no I/O delay, clock source 2, stable clock
-    elif leaf == LEAF_POWER:
-        d[0] |= 1 << 8
-    elif leaf == LEAF_SIZES:
-        a[0] = (a[0] & ~cython.cast(uint32_t, 0xFF)) | PHYSICAL_BITS
+        follows = c[0] & (1 << 27)  # OSXSAVE
+    elif leaf == 7:
+        follows = c[0] & (1 << 4)  # OSPKE
+    a[0] = entry.registers[0]
+    b[0] = entry.registers[1]
+    c[0] = entry.registers[2] | follows
+    d[0] = entry.registers[3]
 
 
 # Translation. A page that holds translated code has its writes go the slow way, under every address it is mapped at;
 # any other page is written at full speed. (Unicorn keeps this by virtual address, which misses aliases and, for pages
 # that are executable, never returns to full speed.)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def mark_page(cs: cython.p_void, physical: uint64_t, slow: cython.bint) -> cython.void:
-    """Have writes to this page go the slow way, or no longer, in every TLB entry that maps it."""
-    mode: cython.int
-    i: uint64_t
-    count: uint64_t
-    entries: cython.pointer(TlbEntry)
-    for mode in range(2 * TLB_MODES):
-        if mode < TLB_MODES:
-            table = cython.cast(cython.pointer(TlbTable), cython.cast(u8p, cs) + CPU_TLB_TABLES) + mode
-            count = (table.mask >> TLB_ENTRY_BITS) + 1
-            entries = table.entries
-        else:
-            count = TLB_VICTIMS
-            victims = cython.cast(u8p, cs) + CPU_TLB_VICTIMS + (mode - TLB_MODES) * TLB_VICTIM_STRIDE
-            entries = cython.cast(cython.pointer(TlbEntry), victims)
-        for i in range(count):
-            if entries[i].physical == physical and entries[i].write != cython.cast(uint64_t, -1):
-                if slow:
-                    entries[i].write |= TLB_NOT_DIRTY
-                else:
-                    entries[i].write &= ~cython.cast(uint64_t, TLB_NOT_DIRTY)
 
 
 @cython.cfunc
@@ -708,10 +753,10 @@ def __wrap_x86_ldq_phys_x86_64(cs: cython.p_void, address: uint64_t) -> uint64_t
 
 # MSRs in saved state: those that Linux and firmware set, in the order they are to be restored.
 SAVED_MSRS = (
-    0x10, 0x1B, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0x2FF, *range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270),
-    0x4B564D00, 0x4B564D01, 0x6E0, 0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000100, 0xC0000101,
-    0xC0000102, 0xC0000103,
-)  # fmt: skip
+    *(0x10, 0x1B, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0x2FF, *range(0x200, 0x210), 0x250, 0x258, 0x259),
+    *(*range(0x268, 0x270), 0x4B564D00, 0x4B564D01, 0x6E0, *range(0xC0000080, 0xC0000085)),
+    *range(0xC0000100, 0xC0000104),
+)
 
 
 @cython.cfunc

@@ -79,6 +79,7 @@ cdef enum:
     HF_INHIBIT_IRQ = 1 << 3
     HF_CS32 = 1 << 4
     HF_SS32 = 1 << 5
+    HF_PE = 1 << 7
     HF_CS64 = 1 << 15
     HF_GUEST = 1 << 21
     HF2_GIF = 1

@@ -78,11 +78,7 @@ class PvClock:
             rate <<= 1
             shift += 1
         exact: cython.double = self.tsc_khz if self.tsc_khz else 1
-        i: cython.int
-        for i in range(-shift):
-            exact = exact / 2
-        for i in range(shift):
-            exact = exact * 2
+        exact = exact / (1 << -shift) if shift < 0 else exact * (1 << shift)
         multiplier: uint32_t = cython.cast(uint32_t, 4294967296.0 * 1e6 / exact)
         version: uint32_t = 2
         moment: uint64_t = cython.cast(uint64_t, now + self.offset_ns)

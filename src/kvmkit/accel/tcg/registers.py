@@ -208,5 +208,3 @@ def reset(env: cython.pointer(Env)):
     cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_EFER)[0] = 0
     dr = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_DR)
     dr[6], dr[7] = 0xFFFF0FF0, 0x400
-
-

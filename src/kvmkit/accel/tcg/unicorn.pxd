@@ -57,6 +57,10 @@ cdef extern from * nogil:
     void x86_cpu_xsave_all_areas_x86_64(void *cpu, void *area);
     void x86_cpu_xrstor_all_areas_x86_64(void *cpu, const void *area);
     void tlb_flush_x86_64(void *cs);
+    bool cpu_restore_state_x86_64(void *cs, uintptr_t host_pc, bool will_exit);
+    void helper_check_iob_x86_64(void *env, uint32_t port);
+    void helper_check_iow_x86_64(void *env, uint32_t port);
+    void helper_check_iol_x86_64(void *env, uint32_t port);
     void cpu_loop_exit_x86_64(void *cs);
     void tb_invalidate_phys_range_x86_64(void *uc, uint64_t start, uint64_t end);
     uint64_t x86_cpu_get_phys_page_attrs_debug_x86_64(void *cs, uint64_t address, void *attrs);
@@ -83,6 +87,11 @@ cdef extern from * nogil:
     void save_xsave_area "x86_cpu_xsave_all_areas_x86_64"(void *cpu, void *area)
     void load_xsave_area "x86_cpu_xrstor_all_areas_x86_64"(void *cpu, const void *area)
     void tlb_flush "tlb_flush_x86_64"(void *cs)
+    bint restore_state "cpu_restore_state_x86_64"(void *cs, uintptr_t host_pc, bint will_exit)
+    void check_port8 "helper_check_iob_x86_64"(void *env, uint32_t port)
+    void check_port16 "helper_check_iow_x86_64"(void *env, uint32_t port)
+    void check_port32 "helper_check_iol_x86_64"(void *env, uint32_t port)
+    void *return_address "__builtin_return_address"(int)
     void leave_block "cpu_loop_exit_x86_64"(void *cs)
     void invalidate_code "tb_invalidate_phys_range_x86_64"(void *uc, uint64_t start, uint64_t end)
     uint64_t walk_page "x86_cpu_get_phys_page_attrs_debug_x86_64"(void *cs, uint64_t address, void *attrs)

@@ -14,6 +14,7 @@ from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.posix.time import timespec
 from cython.cimports.posix.unistd import read
 
+from kvmkit.accel.state import VM_STATE
 from kvmkit.accel.tcg.cpu import TcgCpu
 from kvmkit.errors import BadInput, HostError
 
@@ -210,6 +211,8 @@ class TcgVm:
             pthread_mutex_unlock(cython.address(self.cpu.mutex))
 
     def set(self, name: str, data: bytes) -> None:
+        if name in VM_STATE and len(data) != VM_STATE[name]:
+            raise BadInput(f"tcg: {name} state is {VM_STATE[name]} bytes, not {len(data)}")
         if name == "clock":
             self.cpu.clock.set(data, monotonic())
             return
