@@ -19,18 +19,21 @@ SIGNALLED = 128
 _HOST_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN)
 
 
-def run(arguments: list[str]) -> int:
-    """Run `kvmkit ARGUMENTS`; returns the exit status. What it raises besides is a mistake in kvmkit."""
+def run(arguments: list[str], started_ns: int = 0) -> int:
+    """Run `kvmkit ARGUMENTS`, begun at `started_ns` of the monotonic clock; returns the exit status.
+
+    What it raises, besides SystemExit, is a mistake in kvmkit.
+    """
     _open_standard_descriptors()
     _end_on_signals()
     try:
-        status = _dispatch(arguments)
+        status = _dispatch(arguments, started_ns)
         sys.stdout.flush()
         return status
     except KvmkitError as error:
-        say(str(error))
         if isinstance(error, GuestFault) and error.report:
             print(error.report, file=sys.stderr)
+        say(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
@@ -65,7 +68,7 @@ def parser_of(verb: str) -> Parser:
     return parser
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], started_ns: int) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         arguments = ["help"]
     verb, *rest = arguments
@@ -73,15 +76,14 @@ def _dispatch(arguments: list[str]) -> int:
         raise BadInput("--version goes alone: kvmkit --version")
     if verb.startswith("-"):
         raise BadInput(f"no option {verb} before a verb; options come after it (see `kvmkit help`)")
-    command: list[str] = []
+    command: list[str] | None = None
     if getattr(_module(verb), "TAKES_COMMAND", False) and "--" in rest:
         split = rest.index("--")
         rest, command = rest[:split], rest[split + 1 :]
         if not command:
             raise BadInput(f"no command after -- (see `kvmkit help {verb}`)")
     args = parser_of(verb).parse_args(rest)
-    if command:
-        args.command = command
+    args.command, args.started_ns = command, started_ns
     return int(_module(verb).run(args))
 
 

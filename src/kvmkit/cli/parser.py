@@ -9,11 +9,18 @@ from typing import NoReturn
 from kvmkit.errors import BadInput
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Texts as they were written, options in lines that are not needlessly short."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=112)
+
+
 class Parser(argparse.ArgumentParser):
     """Raises BadInput where argparse would print a usage and exit."""
 
     def __init__(self, **options: object) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _Formatter)
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]  # passed on as they came
 
     def error(self, message: str) -> NoReturn:
@@ -34,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """"; did you mean X?", or nothing."""
+    """ "; did you mean X?", or nothing."""
     import difflib
 
     found = difflib.get_close_matches(word, known, 1, 0.6)

@@ -16,6 +16,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("kvmkit.cli.doctor", "check this host for running VMs"),
     "host": Verb("kvmkit.cli.host", "set up this host: modules, nested VMs, huge pages, permissions; and undo it"),
     "guest": Verb("kvmkit.cli.guest", "inside a guest: check its virtio drivers and devices"),
+    "cpu": Verb("kvmkit.cli.cpu", "list CPU models, and what this host can give of them"),
     "bench": Verb("kvmkit.cli.bench", "measure kvmkit beside QEMU"),
     "help": Verb("kvmkit.cli.help", "explain a verb or a topic"),
 }

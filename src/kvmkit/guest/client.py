@@ -113,9 +113,7 @@ class AgentClient:
         self._out += frame
         return command
 
-    def wait(
-        self, command: Command, timeout: float | None = None, escape: terminal.EscapeKey | None = None
-    ) -> int:
+    def wait(self, command: Command, timeout: float | None = None, escape: terminal.EscapeKey | None = None) -> int:
         """Until the command has ended and its output is written. Returns its status: 128 + n for a signal.
 
         Moves the data of all commands meanwhile. `escape`: the keys that, read from a terminal command's stdin,
