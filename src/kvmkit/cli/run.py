@@ -240,7 +240,9 @@ def _status(machine: Machine, end: End) -> int:
             _warn("--timeout: the time is over")
             return TIMED_OUT
         case EndReason.RESET:
-            raise GuestFault("the guest reset its machine; did its kernel panic?", _last_words(machine))
+            panicked = "Kernel panic" in machine.console.text()
+            what = "the guest's kernel panicked" if panicked else "the guest restarted, which ends `run`"
+            raise GuestFault(what, _last_words(machine) if panicked else "")
         case _:
             report = "\n".join([_last_words(machine), end.report]).strip()
             raise GuestFault(f"the guest can't go on: {end.detail}", report)
