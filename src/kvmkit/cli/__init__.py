@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "host": "set the host up: modules, nesting, huge pages, permissions",
     "guest": "check a guest for virtio, from inside it",
     "cpu": "list CPU models, and what this host can give of them",
+    "qemu": "run what QEMU's own command line describes",
     "bench": "measure beside QEMU in one run",
 }
 MODULES = {verb: f"kvmkit.cli.{verb}" for verb in VERBS}
