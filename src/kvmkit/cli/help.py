@@ -28,7 +28,10 @@ def run(args: argparse.Namespace) -> int:
 
     if what not in VERBS:
         raise BadInput(f"no verb or topic {what!r}{nearest(what, [*VERBS, *TOPICS])} (see `kvmkit help`)")
-    parser_of(what).parse_args([*args.what[1:], "--help"])  # prints it, and exits with 0
+    parser = parser_of(what)
+    if len(args.what) > 1:
+        parser.parse_args([*args.what[1:], "--help"])  # of a part of the verb: prints it, and exits
+    print(parser.format_help().rstrip())
     return 0
 
 

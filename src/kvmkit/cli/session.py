@@ -145,9 +145,10 @@ def _status(machine: Machine, end: End, waited_for: str | None) -> int:
     if not end.wanted:
         report = "\n".join([_last_words(machine), end.report]).strip()
         raise GuestFault(f"the guest can't go on: {end.detail}", report)
+    if end.reason is EndReason.RESET:
+        raise GuestFault("the guest restarted, which ends `kvmkit run`")
     if waited_for is not None:
-        what = {EndReason.POWEROFF: "powered off", EndReason.RESET: "reset the machine"}.get(end.reason, "was stopped")
-        raise KvmkitError(f"the guest {what} before {waited_for} ended")
+        raise KvmkitError(f"the guest powered off before {waited_for} ended")
     return 0
 
 

@@ -16,10 +16,10 @@ Exit statuses of `kvmkit run`
   0-255     the command's own, when it ran; a shell's 126 or 127 when it could not be started,
             128 + N when signal N ended it in the guest
   odd       with --debug-exit, (V << 1) | 1 when the guest wrote V to port 0xf4 (the low 8 bits count)
-  0         without a command: the guest powered off, or reset without a panic, or you left by the escape key
+  0         without a command: the guest powered off, or you left by the escape key
 
-  1         kvmkit could not do it: the host lacks something, the guest died before its command ended,
-            panicked, triple-faulted, or met an instruction the engine can't go on from
+  1         kvmkit could not do it: the host lacks something, or the guest powered off before its command
+            ended, restarted, panicked, triple-faulted, or met what the engine can't go on from
   2         bad input, found before anything started
   124       --timeout ran out
   129 130 143   kvmkit itself was ended by SIGHUP, Ctrl-C (SIGINT) or SIGTERM

@@ -17,6 +17,7 @@ VERBS: dict[str, Verb] = {
     "host": Verb("kvmkit.cli.host", "set up this host: modules, nested VMs, huge pages, permissions; and undo it"),
     "guest": Verb("kvmkit.cli.guest", "inside a guest: check its virtio drivers and devices"),
     "cpu": Verb("kvmkit.cli.cpu", "list CPU models, and what this host can give of them"),
+    "qemu": Verb("kvmkit.cli.qemu", "run what QEMU's own command line describes"),
     "bench": Verb("kvmkit.cli.bench", "measure kvmkit beside QEMU"),
     "help": Verb("kvmkit.cli.help", "explain a verb or a topic"),
 }
