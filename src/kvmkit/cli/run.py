@@ -130,5 +130,8 @@ def _image(name: str) -> GuestImage:
     from kvmkit.guest import images
     from kvmkit.guest.progress import Shown
 
+    if name not in images.NAMES:
+        known = ", ".join(images.NAMES)
+        raise BadInput(f"no guest image {name!r}, known: {known}; a command goes after --: kvmkit run -- {name}")
     with Shown() as progress:
         return images.ensure(name, progress)
