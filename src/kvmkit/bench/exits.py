@@ -111,8 +111,12 @@ def measure(seconds: float, runs: int, timeout: float, progress: Progress) -> Ex
 
 def _summarize(found: KindReport) -> None:
     sides = {"bare": found.bare, "kvmkit": found.kvmkit, "qemu": found.qemu}
-    wall = {side: [one and one.wall_ns for one in rounds] for side, rounds in sides.items() if rounds}
-    cpu = {side: [one and one.cpu_ns for one in rounds] for side, rounds in sides.items() if rounds}
+    wall = {
+        side: [one.wall_ns if one is not None else None for one in rounds] for side, rounds in sides.items() if rounds
+    }
+    cpu = {
+        side: [one.cpu_ns if one is not None else None for one in rounds] for side, rounds in sides.items() if rounds
+    }
     for side, times in wall.items():
         found.summary[f"{side}_rate"] = spread([1e9 / time for time in times if time is not None])
     for times_of, what, best in (
