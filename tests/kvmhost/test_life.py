@@ -63,7 +63,7 @@ def sci_count(guest: Linux) -> int:
 
 def test_a_running_guest_can_be_held_and_let_go(linux: Linux) -> None:
     """Fifty times: nothing moves while it is held, a counter and the clock go on, and neither goes back."""
-    linux.background("n=0; while [ ! -e /tmp/enough ]; do n=$((n + 1)); echo $n > /tmp/n; done")
+    linux.background("n=0; while [ ! -e /tmp/enough ]; do n=$((n + 1)); echo $n > /tmp/new; mv /tmp/new /tmp/n; done")
     linux.sh("while [ ! -s /tmp/n ]; do sleep 0.1; done")
     read = "read n < /tmp/n; read up idle < /proc/uptime; echo $n $up $(date +%s)"
     seen = [linux.sh(read).split()]
@@ -81,4 +81,4 @@ def test_a_running_guest_can_be_held_and_let_go(linux: Linux) -> None:
         values = [float(row[column]) for row in seen]
         assert values == sorted(values)
         assert values[-1] > values[0]
-    assert int(seen[-1][0]) > int(seen[0][0]) + 100
+    assert int(seen[-1][0]) > int(seen[0][0]) + 5
