@@ -66,7 +66,7 @@ def test_the_bare_loop_sees_each_exit(kind, tmp_path):
     path.write_bytes(kernel.build(kind, 1000))
     read, write = os.pipe()
     said = len(kernel.START + kernel.END)
-    assert run(path, write) == kernel.WARM_UP + 1000 + said + 1  # the last is the debug exit's
+    assert run(path, write) == kernel.WARM_UP + 1000 + said + kernel.TAIL + 1  # the last is the debug exit's
     assert os.read(read, 100) == kernel.START + kernel.END
     os.close(read)
     os.close(write)
@@ -90,7 +90,7 @@ def test_exits_are_counted_on_every_side():
         for side in ("bare", "kvmkit", *(["qemu"] if report["qemu_version"] else [])):
             assert len(found[side]) == 1
             assert found[side][0]["wall_ns"] > 0
-            assert found[side][0]["cpu_ns"] > 0
+            assert found[side][0]["cpu_ns"] is None or found[side][0]["cpu_ns"] > 0
             assert found["summary"][f"{side}_rate"]["median"] > 0
 
 
