@@ -181,7 +181,8 @@ def show(report: BootReport, stream: IO[str]) -> None:
         if with_qemu:
             cells += [_scaled(found["qemu"], unit, digits), shown(found["ratio"], 2)]
         rows.append([name, *cells])
-    table(["", "kvmkit", *(["QEMU", "kvmkit / QEMU, in pairs"] if with_qemu else [])], rows, stream)
+    if report.kvmkit or report.qemu:
+        table(["", "kvmkit", *(["QEMU", "kvmkit / QEMU, in pairs"] if with_qemu else [])], rows, stream)
     if not with_qemu:
         print(qemu.MISSING, file=stream)
     for failure in report.failures:
