@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import is_one_line
+from calling import is_one_line
 
 IN_WORDS = [
     (["frobnicate"], "frobnicate"),

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import COMMAND, environment, left_of
-
+from calling import COMMAND, environment, left_of
 from tests.machine.guests import END, FLOOD, build
 
 GUEST = pytest.mark.guest
