@@ -1,1 +1,1 @@
-"""The guest's side: images, the agent in them, and the client that talks to it."""
+"""Guests: images, the agent inside, and the client that talks to it. Knows nothing of machines."""
