@@ -90,7 +90,7 @@ def test_exits_are_counted_on_every_side():
         for side in ("bare", "kvmkit", *(["qemu"] if report["qemu_version"] else [])):
             assert len(found[side]) == 1
             assert found[side][0]["wall_ns"] > 0
-            assert found[side][0]["cpu_ns"] is None or found[side][0]["cpu_ns"] > 0
+            assert found[side][0]["cpu_ns"] is None or found[side][0]["cpu_ns"] >= 0
             assert found["summary"][f"{side}_rate"]["median"] > 0
 
 
@@ -103,7 +103,7 @@ def test_boots_alternate_and_are_told():
     for side in sides:
         (one,) = report[side]
         assert 0 < one["user_space_ms"] < one["command_end_ms"]
-        assert one["cpu_ms"] > 0
+        assert one["cpu_ms"] >= 0
         assert 0 < one["vmm_bytes"] < one["peak_rss_bytes"]
     assert set(report["summary"]) == set(boot.METRICS)
 
