@@ -62,10 +62,7 @@ class CpuCore:
     def refresh(self) -> cython.void:
         """The interrupt controllers changed: have the CPU look, if there is something to take."""
         if self.chips.interrupt_pending() or self.chips.lapic.nmi_pending:
-            self.attention = 1
-            self.icount_high[0] = 0xFFFF
-            if self.sleeping:
-                pthread_cond_signal(cython.address(self.woken))
+            self.wake_up()
 
     @cython.cfunc
     @cython.nogil
@@ -324,7 +321,8 @@ def write_msr(cpu: CpuCore, msr: uint32_t, value: uint64_t, tsc: uint64_t) -> cy
     pthread_mutex_lock(cython.address(cpu.mutex))
     if cpu.clock.tsc_khz == 0:
         cpu.clock.measure(tsc, now)
-        set_rate(cpu)
+        # Not by the property: that takes the GIL, which others hold while they wait for the mutex.
+        cpu.chips.lapic.timer.tsc_khz = cython.cast(uint32_t, cpu.clock.tsc_khz)
     cpu.chips.lapic.set_tsc(tsc, now)
     done: cython.bint = cpu.chips.write_msr(msr, value, now) or cpu.clock.write_msr(msr, value, tsc, now)
     if done:
@@ -334,15 +332,6 @@ def write_msr(cpu: CpuCore, msr: uint32_t, value: uint64_t, tsc: uint64_t) -> cy
     pthread_mutex_unlock(cython.address(cpu.mutex))
     cpu.counts[EXIT_MSR] += 1
     return done
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def set_rate(cpu: CpuCore) -> cython.void:
-    """Tell the local APIC the TSC's rate, once it is known."""
-    with cython.gil:
-        cpu.chips.lapic.tsc_khz = cpu.clock.tsc_khz
 
 
 @cython.cfunc

@@ -33,7 +33,6 @@ cdef struct Env:
 # Offsets in CPUX86State past that.
 cdef enum:
     ENV_EFER = 592
-    ENV_MXCSR = 816
     ENV_SYSENTER_CS = 4800  # u32
     ENV_SYSENTER_ESP = 4808
     ENV_SYSENTER_EIP = 4816
@@ -41,10 +40,7 @@ cdef enum:
     ENV_LSTAR = 4840
     ENV_CSTAR = 4848
     ENV_FMASK = 4856
-    ENV_KERNEL_GS_BASE = 4864
     ENV_XCR0 = 4904
-    ENV_PAT = 5280
-    ENV_ERROR_CODE = 5384  # i32
     ENV_DR = 5400
     ENV_OLD_EXCEPTION = 5496  # i32
     ENV_TSC_OFFSET = 5512
@@ -54,7 +50,6 @@ cdef enum:
     ENV_CPUID_VERSION = 5628  # u32
     ENV_FEATURES = 5632  # u32 or u64 words, see FEATURE_*
     ENV_CPUID_MODEL = 6176  # 48 bytes
-    ENV_XSTATE_BV = 6952
     ENV_UC = 7000
 
 # Offsets in CPUState, which stands CPU_ENV bytes before its CPUX86State.
@@ -77,8 +72,6 @@ cdef enum:
 cdef enum:
     HF_CPL = 3
     HF_INHIBIT_IRQ = 1 << 3
-    HF_CS32 = 1 << 4
-    HF_SS32 = 1 << 5
     HF_PE = 1 << 7
     HF_CS64 = 1 << 15
     HF_GUEST = 1 << 21
@@ -89,14 +82,12 @@ cdef enum:
 cdef enum:
     CC_OP_EFLAGS = 1
     ARITHMETIC_FLAGS = 0x8D5
-    FLAG_TF = 0x100
     FLAG_IF = 0x200
     FLAG_DF = 0x400
     FLAG_VM = 0x20000
     FLAG_RF = 0x10000
     INTERRUPT_HARD = 2
     INTERRUPT_NMI = 0x200
-    R_ES = 0
     R_CS = 1
     R_SS = 2
     RAX = 0

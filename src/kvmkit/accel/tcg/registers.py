@@ -16,6 +16,7 @@ from cython.cimports.kvmkit.accel.tcg.layout import (
     Env,
     SegmentCache,
 )
+from cython.cimports.kvmkit.accel.tcg.registers import field64
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 
@@ -117,7 +118,7 @@ def get_sregs(env: cython.pointer(Env), apic_base: uint64_t, cr8: uint64_t) -> b
     sregs.idt.base, sregs.idt.limit = env.idt.base, env.idt.limit & 0xFFFF
     sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4 = env.cr[0], env.cr[2], env.cr[3], env.cr[4]
     sregs.cr8 = cr8
-    sregs.efer = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_EFER)[0]
+    sregs.efer = field64(env, ENV_EFER)[0]
     sregs.apic_base = apic_base
     return bytes(sregs)
 
@@ -137,12 +138,12 @@ def set_sregs(env: cython.pointer(Env), data: bytes):
     env.gdt.base, env.gdt.limit = sregs.gdt.base, sregs.gdt.limit
     env.idt.base, env.idt.limit = sregs.idt.base, sregs.idt.limit
     env.cr[0], env.cr[2], env.cr[3], env.cr[4] = sregs.cr0 | 0x10, sregs.cr2, sregs.cr3, sregs.cr4
-    cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_EFER)[0] = sregs.efer
+    field64(env, ENV_EFER)[0] = sregs.efer
 
 
 @cython.cfunc
 def get_debugregs(env: cython.pointer(Env)) -> bytes:
-    dr = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_DR)
+    dr = field64(env, ENV_DR)
     debug = DebugRegs()
     for i in range(4):
         debug.db[i] = dr[i]
@@ -152,7 +153,7 @@ def get_debugregs(env: cython.pointer(Env)) -> bytes:
 
 @cython.cfunc
 def set_debugregs(env: cython.pointer(Env), data: bytes):
-    dr = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_DR)
+    dr = field64(env, ENV_DR)
     debug = DebugRegs.from_buffer_copy(data)
     for i in range(4):
         dr[i] = debug.db[i]
@@ -205,6 +206,6 @@ def reset(env: cython.pointer(Env)):
     env.a20_mask = -1
     env.hflags2 = HF2_GIF
     set_flags(env, 2)
-    cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_EFER)[0] = 0
-    dr = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, env) + ENV_DR)
+    field64(env, ENV_EFER)[0] = 0
+    dr = field64(env, ENV_DR)
     dr[6], dr[7] = 0xFFFF0FF0, 0x400

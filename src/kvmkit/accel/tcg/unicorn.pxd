@@ -9,11 +9,8 @@ cdef extern from "unicorn/unicorn.h" nogil:
     int UC_ARCH_X86
     int UC_MODE_64
     int UC_PROT_ALL
-    int UC_PROT_READ
-    int UC_PROT_EXEC
     int UC_HOOK_INTR
     int UC_HOOK_INSN_INVALID
-    int UC_HOOK_MEM_INVALID
     ctypedef uint64_t (*uc_cb_mmio_read_t)(uc_engine *, uint64_t, unsigned, void *)
     ctypedef void (*uc_cb_mmio_write_t)(uc_engine *, uint64_t, unsigned, uint64_t, void *)
     uc_err uc_open(int arch, int mode, uc_engine **result)
@@ -29,15 +26,12 @@ cdef extern from "unicorn/unicorn.h" nogil:
     uc_err uc_ctl_exits_enable(uc_engine *)
     uc_err uc_ctl_set_cpu_model(uc_engine *, int)
     uc_err uc_ctl_tlb_mode(uc_engine *, int)
-    uc_err uc_reg_read(uc_engine *, int register, void *value)
     uc_err uc_reg_write(uc_engine *, int register, const void *value)
     int UC_TLB_CPU
     int UC_X86_REG_RAX
-    int UC_X86_REG_R15
     int UC_X86_REG_CR3
     int UC_X86_REG_DR7
     int UC_X86_REG_FS_BASE
-    int UC_X86_REG_MXCSR
     int UC_CPU_X86_EPYC
 
 # Inside the library. A CPUState is `cs`, a CPUX86State is `env`; neither has a public type.

@@ -36,8 +36,6 @@ cdef class TcgVm:
     cdef Route routes[ROUTES]
     cdef volatile bint closing
     cdef object thread
-    cdef object ports
-    cdef object memory
 
     cdef void raise_line(self, int gsi, bint level) noexcept nogil
     cdef void serve(self) noexcept nogil

@@ -25,7 +25,6 @@ class TcgVm:
 
     def __init__(self, memory, ports, mmio, model: str):
         self.cpu = TcgCpu(memory, ports, mmio, model)
-        self.memory = memory
         self.fds[0].fd = self.cpu.wake
         self.fds[0].events = POLLIN
         self.count = 1
