@@ -41,7 +41,7 @@ def multiboot(memory: int, kernel: str) -> list[str]:
 
 
 def _common(accel: str, memory: int, machine: str) -> list[str]:
-    # -M microvm is QEMU's quickest machine to start. With its ACPI tables on, Debian's kernel finds no clock to set its
-    # own by under TCG, and hangs; so they are off. The CPU model is QEMU's own default.
+    # With microvm's ACPI tables on, Debian's kernel hung under TCG each time it was tried here (it could not calibrate
+    # its TSC; why is not known), so they are off. The CPU model is QEMU's own default.
     shared = ("-nodefaults", "-no-user-config", "-display", "none")
     return [PROGRAM, "-M", f"microvm,{machine}", "-accel", accel, "-m", f"{memory // 1024}K", *shared]
