@@ -90,7 +90,7 @@ def test_exits_are_counted_on_every_side():
         for side in ("bare", "kvmkit", *(["qemu"] if report["qemu_version"] else [])):
             assert len(found[side]) == 1
             assert found[side][0]["wall_ns"] > 0
-            assert found[side][0]["cpu_ns"] is None or found[side][0]["cpu_ns"] > 0
+            assert found[side][0]["cpu_ns"] is None or found[side][0]["cpu_ns"] >= 0
             assert found["summary"][f"{side}_rate"]["median"] > 0
 
 

@@ -15,7 +15,8 @@ from kvmkit import __version__
 ROOT = Path(__file__).parents[2]
 VERSION = f"kvmkit {__version__}\n"
 IN_CI = pytest.mark.skipif(not os.environ.get("CI"), reason="takes minutes and the network; .ci/run runs it")
-NOBODY = (shutil.which("setpriv") or "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+SETPRIV = shutil.which("setpriv") or "setpriv"  # by its path: some tests hide all programs from PATH
+NOBODY = (SETPRIV, "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 def copy(target: Path) -> Path:
@@ -132,7 +133,7 @@ def test_as_an_installed_package(tmp_path: Path) -> None:
     subprocess.run([python, "-m", "pip", "install", "--quiet", source], check=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def kvmkit(*words: str) -> Done:
+    def kvmkit(*words: str) -> subprocess.CompletedProcess[str]:
         command = [installed / "bin" / "kvmkit", *words]
         return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
 
