@@ -97,8 +97,8 @@ def test_a_shell_on_a_terminal(session) -> None:
     shell.type(b"stty size; tty\r")
     shell.until(b"33 99")
     shell.until(b"/dev/pts/")
-    shell.type(b"sleep 50\r")
-    time.sleep(0.5)
+    shell.type(b"echo run$((40+2)); sleep 50\r")
+    shell.until(b"run42")
     shell.type(b"\x03")  # Ctrl-C is the guest's: it ends the sleep, not us
     shell.until(b"^C")
     shell.type(b"exit 6\r")
