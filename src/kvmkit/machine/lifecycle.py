@@ -309,8 +309,10 @@ class Machine:
         if pump is not None:
             pump.close()
         if board is not None:
-            self.stats.add_exits(board.exits())
-            board.close()
+            try:
+                self.stats.add_exits(board.exits())
+            finally:
+                board.close()
 
     def _over(self) -> None:
         """The last step; `_changed` is held."""
