@@ -39,7 +39,7 @@ def judge(status: int | None, output: str) -> Verdict:
         word = "SKIP"
     elif status == 1 and not failures and (summary or "Unhandled" not in output):
         word = "PASS"
-    elif summary or status & 1 and status > 1:
+    elif summary or (status & 1 and status > 1):
         word = "FAIL"
     else:
         word = "CRASH"
