@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmkit.cli import VERBS
+from kvmkit.cli.verbs import VERBS
 
 from .tree import ROOT, files
 

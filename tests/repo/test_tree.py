@@ -60,7 +60,12 @@ def test_the_licence_is_named_once_and_kept_beside_it() -> None:
 REGISTRIES = "|".join(
     name.replace(" ", r"\.")
     for name in (
-        "pypi org", "pythonhosted org", "deb debian org", "ftp debian org", "security debian org", "snapshot debian org",
+        "pypi org",
+        "pythonhosted org",
+        "deb debian org",
+        "ftp debian org",
+        "security debian org",
+        "snapshot debian org",
         "archive ubuntu com", "registry npmjs org", "crates io", "proxy golang org", "docker io", "ghcr io", "quay io",
     )
 )  # fmt: skip

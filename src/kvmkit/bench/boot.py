@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import msgspec
@@ -120,7 +121,7 @@ def boot_kvmkit(accel: str, image: GuestImage, memory: int, timeout: float) -> B
         with Child([*command, "--stats", stats.name, "--", *COMMAND], timeout) as child:
             status = child.wait(sample)
             try:
-                told = msgspec.json.decode(stats.read())
+                told = msgspec.json.decode(Path(stats.name).read_bytes())
                 offset = (told["started_ns"] - child.started_ns) / 1e6
                 user_space, end = (offset + told[moment] for moment in ("user_space_ms", "command_end_ms"))
             except (msgspec.DecodeError, KeyError, TypeError):
@@ -181,7 +182,8 @@ def show(report: BootReport, stream: IO[str]) -> None:
         if with_qemu:
             cells += [_scaled(found["qemu"], unit, digits), shown(found["ratio"], 2)]
         rows.append([name, *cells])
-    table(["", "kvmkit", *(["QEMU", "kvmkit / QEMU, in pairs"] if with_qemu else [])], rows, stream)
+    if report.kvmkit or report.qemu:
+        table(["", "kvmkit", *(["QEMU", "kvmkit / QEMU, in pairs"] if with_qemu else [])], rows, stream)
     if not with_qemu:
         print(qemu.MISSING, file=stream)
     for failure in report.failures:

@@ -23,10 +23,13 @@ KINDS = {"port": "a port of nobody's", "device": "a serial port's register", "me
 
 
 class Round(msgspec.Struct, frozen=True):
-    """Nanoseconds for one exit: by the clock on the wall, and of CPU time of all the process's threads."""
+    """Nanoseconds for one exit: by the clock on the wall, and of CPU time of all the process's threads.
+
+    `cpu_ns` is null when the process had ended before it could be asked.
+    """
 
     wall_ns: float
-    cpu_ns: float
+    cpu_ns: float | None
 
 
 class KindReport(msgspec.Struct):
@@ -75,7 +78,7 @@ def time_one(side: str, path: str, exits: int, timeout: float) -> Round:
         status = child.wait()
         if status != (0 if side == "bare" else DEBUG_EXIT_STATUS):
             raise child.failed(f"exit status {status}")
-        return Round((end - start) / exits, max(cpu_end - cpu_start, 0) / exits)
+        return Round((end - start) / exits, (cpu_end - cpu_start) / exits if cpu_end > cpu_start > 0 else None)
 
 
 def measure(seconds: float, runs: int, timeout: float, progress: Progress) -> ExitsReport:
@@ -111,8 +114,12 @@ def measure(seconds: float, runs: int, timeout: float, progress: Progress) -> Ex
 
 def _summarize(found: KindReport) -> None:
     sides = {"bare": found.bare, "kvmkit": found.kvmkit, "qemu": found.qemu}
-    wall = {side: [one and one.wall_ns for one in rounds] for side, rounds in sides.items() if rounds}
-    cpu = {side: [one and one.cpu_ns for one in rounds] for side, rounds in sides.items() if rounds}
+    wall: dict[str, list[float | None]] = {
+        side: [None if one is None else one.wall_ns for one in rounds] for side, rounds in sides.items() if rounds
+    }
+    cpu: dict[str, list[float | None]] = {
+        side: [None if one is None else one.cpu_ns for one in rounds] for side, rounds in sides.items() if rounds
+    }
     for side, times in wall.items():
         found.summary[f"{side}_rate"] = spread([1e9 / time for time in times if time is not None])
     for times_of, what, best in (
@@ -157,7 +164,7 @@ def show(report: ExitsReport, stream: IO[str]) -> None:
                 [
                     f"{KINDS[kind]}, {name}",
                     shown(found.summary[f"{side}_rate"]),
-                    shown(spread([one.cpu_ns for one in done])),
+                    shown(spread([one.cpu_ns for one in done if one.cpu_ns is not None])),
                     "" if best is None else f"{best:+,.0f}",
                 ]
             )

@@ -22,6 +22,8 @@ UNCLAIMED_MEMORY = 0xD0000000
 DEBUG_EXIT = 0xF4
 START, END = b"S\n", b"E\n"
 WARM_UP = 100
+TAIL = 1000
+"""Exits after the second line: as long as they take, there is a process that can be asked for its CPU time."""
 MAX_EXITS = 0x7FFFFFFF
 
 BASE = 0x100000
@@ -131,7 +133,7 @@ def _user(kind: Kind, exits: int) -> bytes:
         return target + _word("b9", times) + loop  # mov ecx, times
 
     finish = _word("ba", DEBUG_EXIT) + bytes.fromhex("31c0 ee ebfe")  # xor eax, eax; out dx, al; 1: jmp 1b
-    return leave(WARM_UP) + _say(START) + leave(exits) + _say(END) + finish
+    return leave(WARM_UP) + _say(START) + leave(exits) + _say(END) + leave(TAIL) + finish
 
 
 def _say(text: bytes) -> bytes:
