@@ -7,12 +7,11 @@ from .linux import kvmkit
 ON_KVM = ("run", "--accel", "kvm")
 
 
-def test_a_panic_is_one_line_and_the_kernels_last_words() -> None:
+def test_a_panic_is_one_line() -> None:
     ran = kvmkit(*ON_KVM, "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60")
-    *words, last = ran.stderr.decode().splitlines()
+    last = ran.stderr.decode().splitlines()[-1]
     assert ran.returncode == 1
     assert last == "kvmkit: the guest's kernel panicked: sysrq triggered crash"
-    assert any("Kernel panic - not syncing: sysrq triggered crash" in line for line in words)
     assert b"Traceback" not in ran.stderr
 
 
