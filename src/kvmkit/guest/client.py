@@ -182,14 +182,10 @@ class AgentClient:
         """Ask the guest to sync and power off (or restart). Returns when it is asked: the machine tells the rest."""
         self._out += encode(Type.POWEROFF, 0, bytes([reboot]))
         end = _deadline(5)
-        while self._out:
-            try:
-                if not self._turn(end):
-                    raise AgentGone("the guest's agent does not take the request to power off")
-            except AgentGone:
-                if self._out:
-                    raise
-                return
+        self._flush()
+        while self._out:  # and no longer: what comes next may be the HELLO of the next boot, for the next client
+            if not self._turn(end):
+                raise AgentGone("the guest's agent does not take the request to power off")
 
     # ---- the loop ----
 
