@@ -3,6 +3,7 @@
 A module with a .pxd beside its .py is compiled; there is no other list.
 """
 
+import os
 from pathlib import Path
 
 import unicorn
@@ -17,6 +18,19 @@ REPLACED = [
     "x86_cpu_exec_interrupt",
     "helper_rdmsr",
     "helper_wrmsr",
+    "helper_read_crN",
+    "helper_write_crN",
+    "helper_pause",
+    "helper_syscall",
+    "helper_sysenter",
+    *(f"helper_{direction}{width}" for direction in ("in", "out") for width in "bwl"),
+    "cpu_x86_cpuid",
+    "tlb_protect_code",
+    "tlb_unprotect_code",
+    "tlb_reset_dirty_by_vaddr",
+    "tlb_set_page_with_attrs",
+    "x86_ldl_phys",
+    "x86_ldq_phys",
 ]
 
 
@@ -30,7 +44,7 @@ def extension(source: Path) -> Extension:
         options["extra_link_args"] = [f"-Wl,--wrap={name}_x86_64" for name in REPLACED] + [
             "-Wl,-Bsymbolic",
             "-Wl,--exclude-libs,ALL",
-            "-s",
+            *([] if os.environ.get("KVMKIT_SYMBOLS") else ["-s"]),  # the static library is most of the file
         ]
     return Extension(name, [str(source)], **options)
 

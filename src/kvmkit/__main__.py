@@ -1,0 +1,23 @@
+"""`kvmkit`, the command. What needs nothing is answered before anything is imported."""
+
+import sys
+import time
+
+STARTED_NS = time.monotonic_ns()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments in (["--version"], ["-V"]):
+        from kvmkit import __version__
+
+        sys.stdout.write(f"kvmkit {__version__}\n")
+        return 0
+    from kvmkit.cli.main import run
+
+    return run(arguments, STARTED_NS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,2 @@
+cdef class KvmSystem:
+    cdef readonly int fd

@@ -1,0 +1,2 @@
+class ApicTimer:
+    """Used from compiled code only."""

@@ -1,0 +1,435 @@
+"""What a software CPU shares with the rest of its machine: interrupt controllers, ports, devices, MSRs, sleep.
+
+Nothing here touches Unicorn but for the CPU's registers; `cpu` puts the two together.
+
+Other threads reach the vCPU through `mutex` and three flags: `attention` (look at the next block boundary),
+`kicked`, and the translator's exit counter behind `icount_high`.
+"""
+
+import os
+
+import cython
+from cython.cimports.kvmkit.accel.tcg.chips import Chips
+from cython.cimports.kvmkit.accel.tcg.doorbells import Doorbells
+from cython.cimports.kvmkit.accel.tcg.layout import FLAG_IF
+from cython.cimports.kvmkit.accel.tcg.threads import *
+from cython.cimports.kvmkit.bus.space import AddressSpace
+from cython.cimports.kvmkit.memory.ram import GuestMemory
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.posix.time import timespec
+from cython.cimports.posix.unistd import write
+
+EXIT_NAMES = ("port", "memory", "doorbell", "halt", "interrupt", "exception", "syscall", "msr", "cpuid", "kick")
+
+
+@cython.cclass
+class CpuCore:
+    """The machine's side of the one vCPU of a VM."""
+
+    def __cinit__(self, memory: GuestMemory, ports: AddressSpace, mmio: AddressSpace, *rest):
+        pthread_mutex_init(cython.address(self.mutex), cython.NULL)
+        attributes: pthread_condattr_t
+        pthread_condattr_init(cython.address(attributes))
+        pthread_condattr_setclock(cython.address(attributes), CLOCK_MONOTONIC_ID)
+        pthread_cond_init(cython.address(self.woken), cython.address(attributes))
+        pthread_condattr_destroy(cython.address(attributes))
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.index = 0
+        self.armed = FOREVER
+        for pin in range(PINS):
+            self.resample[pin] = -1
+        self.memory, self.ports, self.mmio = memory, ports, mmio
+        self.chips = Chips()
+        self.doorbells = Doorbells()
+        self.code_page_count = memory.size // 4096
+        self.code_pages = cython.cast(cython.pointer(uint8_t), calloc(self.code_page_count + 1, 1))
+        if self.code_pages == cython.NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.code_pages)
+        if self.wake > 2:
+            os.close(self.wake)
+        pthread_cond_destroy(cython.address(self.woken))
+        pthread_mutex_destroy(cython.address(self.mutex))
+
+    # Called with the mutex held.
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def refresh(self) -> cython.void:
+        """The interrupt controllers changed: have the CPU look, if there is something to take."""
+        if self.chips.interrupt_pending() or self.chips.lapic.nmi_pending:
+            self.attention = 1
+            self.icount_high[0] = 0xFFFF
+            if self.sleeping:
+                pthread_cond_signal(cython.address(self.woken))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def rearm(self) -> cython.void:
+        """A timer may be due before the timer thread will look: wake it."""
+        if self.chips.deadline() < self.armed:
+            self.armed = 0
+            one: uint64_t = 1
+            write(self.wake, cython.address(one), 8)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def wake_up(self) -> cython.void:
+        """Have the CPU come to its next block boundary, or out of its sleep."""
+        self.attention = 1
+        self.icount_high[0] = 0xFFFF
+        if self.sleeping:
+            pthread_cond_signal(cython.address(self.woken))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def end_of_interrupt(self) -> cython.void:
+        """Tell the owners of level-triggered lines that the guest is done with an interrupt."""
+        lines: uint32_t = self.chips.take_eoi()
+        if not lines:
+            return
+        one: uint64_t = 1
+        line: cython.int
+        for line in range(PINS):
+            if lines >> line & 1 and self.resample[line] >= 0:
+                write(self.resample[line], cython.address(one), 8)
+
+    # Translated code and writes from outside the CPU.
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def written(self, address: uint64_t, length: uint64_t) -> cython.void:
+        """A device wrote to RAM: what was translated from there must not run again. Any thread."""
+        if length == 0:
+            return
+        start: uint64_t = self.ram_offset(address)
+        end: uint64_t = start + length
+        if start >= self.memory.size or end > self.memory.size or end < start:
+            return
+        page: uint64_t = start >> 12
+        while page <= (end - 1) >> 12:
+            if self.code_pages[page]:
+                pthread_mutex_lock(cython.address(self.mutex))
+                if self.stale_count < STALE_RANGES:
+                    self.stale[self.stale_count].start = start
+                    self.stale[self.stale_count].end = end
+                    self.stale_count += 1
+                else:  # more than is worth remembering: widen the last one
+                    last = cython.address(self.stale[STALE_RANGES - 1])
+                    last.start = min(last.start, start)
+                    last.end = max(last.end, end)
+                self.wake_up()
+                pthread_mutex_unlock(cython.address(self.mutex))
+                return
+            page += 1
+
+    @cython.cfunc
+    @cython.inline
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def ram_offset(self, address: uint64_t) -> uint64_t:
+        """Where RAM at this guest physical address stands in the memory file, which is how Unicorn numbers it."""
+        if address >> 32:
+            return address - (cython.cast(uint64_t, 1) << 32) + self.memory.low
+        return address
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def wait(self) -> cython.bint:
+        """Sleep in HLT until an interrupt can be taken (True) or somebody kicks (False)."""
+        until: timespec
+        pthread_mutex_lock(cython.address(self.mutex))
+        go: cython.bint = False
+        while not self.kicked:
+            now: int64_t = monotonic()
+            self.chips.poll(now)
+            if self.chips.lapic.nmi_pending or (self.env.eflags & FLAG_IF and self.chips.interrupt_pending()):
+                go = True
+                break
+            deadline: int64_t = self.chips.deadline()
+            self.sleeping = True
+            if deadline == FOREVER:
+                pthread_cond_wait(cython.address(self.woken), cython.address(self.mutex))
+            elif deadline > now:
+                until.tv_sec = deadline // 1000000000
+                until.tv_nsec = deadline % 1000000000
+                pthread_cond_timedwait(cython.address(self.woken), cython.address(self.mutex), cython.address(until))
+            self.sleeping = False
+        if go:
+            self.attention = 1
+        pthread_mutex_unlock(cython.address(self.mutex))
+        return go
+
+    def kick(self):
+        """Have `run` return KICKED; see VirtualCpu."""
+        with cython.nogil:
+            pthread_mutex_lock(cython.address(self.mutex))
+            self.kicked = 1
+            self.wake_up()
+            pthread_mutex_unlock(cython.address(self.mutex))
+
+    def exits(self) -> dict:
+        """See VirtualCpu."""
+        return {name: self.counts[i] for i, name in enumerate(EXIT_NAMES)}
+
+
+# Ports and memory-mapped devices. The interrupt controllers and doorbells answer without the GIL.
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def port_read(cpu: CpuCore, port: uint32_t, size: cython.uint) -> uint64_t:
+    value: uint32_t = 0
+    pthread_mutex_lock(cython.address(cpu.mutex))
+    claimed: cython.bint = cpu.chips.port_read(port, size, cython.address(value), monotonic())
+    pthread_mutex_unlock(cython.address(cpu.mutex))
+    if claimed:
+        return value
+    cpu.counts[EXIT_PORT] += 1
+    with cython.gil:
+        try:
+            return cpu.ports.read(port, size)
+        except BaseException as error:
+            fail(cpu, error)
+            return 0xFFFFFFFF
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def port_write(cpu: CpuCore, port: uint32_t, size: cython.uint, value: uint32_t) -> cython.void:
+    pthread_mutex_lock(cython.address(cpu.mutex))
+    claimed: cython.bint = cpu.chips.port_write(port, size, value, monotonic())
+    if claimed:
+        cpu.refresh()
+        cpu.rearm()
+    else:
+        claimed = cpu.doorbells.ring(True, port, size, value)
+        if claimed:
+            cpu.counts[EXIT_DOORBELL] += 1
+    pthread_mutex_unlock(cython.address(cpu.mutex))
+    if claimed:
+        return
+    cpu.counts[EXIT_PORT] += 1
+    with cython.gil:
+        try:
+            cpu.ports.write(port, size, value)
+        except BaseException as error:
+            fail(cpu, error)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def memory_read(cpu: CpuCore, address: uint64_t, size: cython.uint) -> uint64_t:
+    value: uint64_t = 0
+    pthread_mutex_lock(cython.address(cpu.mutex))
+    claimed: cython.bint = cpu.chips.mmio_read(address, size, cython.address(value), monotonic())
+    pthread_mutex_unlock(cython.address(cpu.mutex))
+    if claimed:
+        return value
+    cpu.counts[EXIT_MEMORY] += 1
+    with cython.gil:
+        try:
+            return cpu.mmio.read(address, size)
+        except BaseException as error:
+            fail(cpu, error)
+            return cython.cast(uint64_t, -1)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def memory_write(cpu: CpuCore, address: uint64_t, size: cython.uint, value: uint64_t) -> cython.void:
+    pthread_mutex_lock(cython.address(cpu.mutex))
+    claimed: cython.bint = cpu.doorbells.ring(False, address, size, value)
+    if claimed:
+        cpu.counts[EXIT_DOORBELL] += 1
+    else:
+        claimed = cpu.chips.mmio_write(address, size, value, monotonic())
+        if claimed:
+            cpu.end_of_interrupt()
+            cpu.refresh()
+            cpu.rearm()
+    pthread_mutex_unlock(cython.address(cpu.mutex))
+    if claimed:
+        return
+    cpu.counts[EXIT_MEMORY] += 1
+    with cython.gil:
+        try:
+            cpu.mmio.write(address, size, value)
+        except BaseException as error:
+            fail(cpu, error)
+
+
+@cython.cfunc
+def fail(cpu: CpuCore, error):
+    """A device raised: `run` is to raise it again, at the next block boundary."""
+    if cpu.failure is None:
+        cpu.failure = error
+    cpu.kicked = 1
+    cpu.attention = 1
+    cpu.icount_high[0] = 0xFFFF
+
+
+# Model-specific registers.
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def known_msr(msr: uint32_t) -> cython.bint:
+    """Whether Unicorn keeps this MSR. It reads others as 0 and forgets writes; a processor raises #GP."""
+    if msr < 0x100:
+        return msr in (0x10, 0x17, 0x1B, 0x3A, 0x8B, 0xFE)
+    if msr < 0x300:
+        return msr in (0x174, 0x175, 0x176, 0x179, 0x17A, 0x17B, 0x186, 0x187, 0x198, 0x199, 0x19A, 0x19B, 0x19C,
+                       0x1A0, 0x1D9, 0x277, 0x2FF, 0xE1) or 0x200 <= msr <= 0x21F or 0x250 <= msr <= 0x26F  # fmt: skip
+    low: uint32_t = msr & 0xFFFF
+    if msr >> 16 == 0xC000:
+        return 0x80 <= low <= 0x84 or 0x100 <= low <= 0x103
+    if msr >> 16 == 0xC001:  # AMD's own; Linux reads many of them unasked
+        return low < 0x2000
+    return 0x400 <= msr < 0x480 or msr == 0x6E0 or msr == 0xDA0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def read_msr(cpu: CpuCore, msr: uint32_t, value: cython.pointer(uint64_t)) -> cython.bint:
+    """One of the MSRs that the machine keeps: the local APIC's and kvm-clock's. False: not one, or #GP."""
+    now: int64_t = monotonic()
+    pthread_mutex_lock(cython.address(cpu.mutex))
+    done: cython.bint = cpu.chips.read_msr(msr, value, now) or cpu.clock.read_msr(msr, value)
+    pthread_mutex_unlock(cython.address(cpu.mutex))
+    cpu.counts[EXIT_MSR] += 1
+    return done
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def write_msr(cpu: CpuCore, msr: uint32_t, value: uint64_t, tsc: uint64_t) -> cython.bint:
+    now: int64_t = monotonic()
+    pthread_mutex_lock(cython.address(cpu.mutex))
+    if cpu.clock.tsc_khz == 0:
+        cpu.clock.measure(tsc, now)
+        set_rate(cpu)
+    cpu.chips.lapic.set_tsc(tsc, now)
+    done: cython.bint = cpu.chips.write_msr(msr, value, now) or cpu.clock.write_msr(msr, value, tsc, now)
+    if done:
+        cpu.end_of_interrupt()
+        cpu.refresh()
+        cpu.rearm()
+    pthread_mutex_unlock(cython.address(cpu.mutex))
+    cpu.counts[EXIT_MSR] += 1
+    return done
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def set_rate(cpu: CpuCore) -> cython.void:
+    """Tell the local APIC the TSC's rate, once it is known."""
+    with cython.gil:
+        cpu.chips.lapic.tsc_khz = cpu.clock.tsc_khz
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def machine_msr(msr: uint32_t) -> cython.bint:
+    return msr == 0x1B or msr == 0x6E0 or 0x800 <= msr < 0x900 or msr == 0x4B564D00 or msr == 0x4B564D01
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def get_tpr(cpu: CpuCore) -> uint64_t:
+    return cpu.chips.lapic.tpr()
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def set_tpr(cpu: CpuCore, value: uint64_t) -> cython.void:
+    pthread_mutex_lock(cython.address(cpu.mutex))
+    cpu.chips.lapic.set_tpr(value)
+    cpu.refresh()
+    pthread_mutex_unlock(cython.address(cpu.mutex))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def count_exception(cpu: CpuCore) -> cython.void:
+    cpu.counts[EXIT_EXCEPTION] += 1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def count_syscall(cpu: CpuCore) -> cython.void:
+    cpu.counts[EXIT_SYSCALL] += 1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def find_leaf(cpu: CpuCore, leaf: uint32_t, subleaf: uint32_t) -> cython.pointer(CpuidLeaf):
+    """What CPUID shows at this leaf; NULL: it is not of the model's table."""
+    cpu.counts[EXIT_CPUID] += 1
+    i: cython.int
+    for i in range(cpu.leaf_count):
+        entry = cython.address(cpu.leaves[i])
+        if entry.leaf == leaf and (not entry.indexed or entry.subleaf == subleaf):
+            return entry
+    return cython.NULL
+
+
+# Pages that hold translated code.
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def has_code(cpu: CpuCore, address: uint64_t) -> cython.bint:
+    """Whether code was translated from the page of RAM at this guest physical address."""
+    page: uint64_t = cpu.ram_offset(address) >> 12
+    return page < cpu.code_page_count and cpu.code_pages[page] != 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def set_code(cpu: CpuCore, ram: uint64_t, code: cython.bint) -> cython.bint:
+    """Remember that the page at this offset in the memory file holds code, or no longer does. False: not RAM."""
+    if ram >> 12 >= cpu.code_page_count:
+        return False
+    cpu.code_pages[ram >> 12] = code
+    return True
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def physical_of(cpu: CpuCore, ram: uint64_t) -> uint64_t:
+    """The guest physical address of an offset in the memory file."""
+    return ram if ram < cpu.memory.low else ram - cpu.memory.low + (cython.cast(uint64_t, 1) << 32)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def ram_at(cpu: CpuCore, address: uint64_t, length: uint64_t) -> cython.pointer(uint8_t):
+    return cpu.memory.pointer(address, length)

@@ -1,0 +1,6 @@
+class PvClock:
+    tsc_khz: int
+    system_msr: int
+    wall_msr: int
+    def get(self, now: int) -> bytes: ...
+    def set(self, data: bytes, now: int) -> None: ...

@@ -1,0 +1,377 @@
+"""Talk to the agent in a guest: run commands there with this process's own stdin, stdout and stderr.
+
+One thread, one poll loop, no asyncio: it must import in a few milliseconds, as every `kvmkit run` does.
+An AgentClient is not thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from kvmkit import terminal
+from kvmkit.errors import KvmkitError
+from kvmkit.guest.command import Command, Output
+from kvmkit.guest.protocol import (
+    DATA_MAX,
+    FLAG_STDIN,
+    FLAG_TTY,
+    STDIN_WINDOW,
+    Decoder,
+    Frame,
+    ProtocolError,
+    Type,
+    encode,
+    encode_exec,
+)
+
+__all__ = ["AgentClient", "AgentGone", "CommandTimeout", "Escaped", "ProtocolError", "Woken"]
+
+# More is not put on the channel at once, so that a guest's tty never has to drop any: its kernel keeps 64 KiB.
+_IN_FLIGHT_MAX: Final = 5 * STDIN_WINDOW
+_READ_MAX: Final = 1 << 16
+_TURNS_AFTER_WAKE: Final = 64
+
+
+class AgentGone(KvmkitError):
+    """The channel ended, or no agent spoke in time."""
+
+
+class CommandTimeout(KvmkitError):
+    """The command ran longer than it may; it has been sent SIGKILL."""
+
+    exit_status = 124
+
+
+class Woken(KvmkitError):
+    """The caller's `wake` descriptor became readable: the machine has ended, or someone wants the loop back."""
+
+
+class Escaped(KvmkitError):
+    """The user pressed the escape key."""
+
+
+class AgentClient:
+    """`fd`: a stream to the agent's channel (a socket or pty). It is set non-blocking, and is the caller's to close.
+
+    `wake`: a descriptor; when it becomes readable, whatever waits here raises Woken. It is never read.
+    """
+
+    def __init__(self, fd: int, wake: int | None = None) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._wake = wake
+        self._decoder = Decoder()
+        self._out = bytearray()
+        self._commands: dict[int, Command] = {}
+        self._next = 1
+        self._resized = False
+        self._after_wake = 0
+        self._poll = select.poll()
+        self._watched: dict[int, int] = {}
+
+    # ---- what the caller does ----
+
+    def wait_hello(self, timeout: float | None = None) -> None:
+        """Wait until the agent is ready. AgentGone: it isn't within `timeout` seconds, or the channel ended."""
+        end = _deadline(timeout)
+        while not self._decoder.greeted:
+            if not self._turn(end):
+                raise AgentGone(f"the guest's agent did not answer within {timeout:g} s")
+
+    def start(
+        self,
+        argv: list[str],
+        *,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        tty: bool = False,
+        stdin: int | None = None,
+        stdout: int | None = 1,
+        stderr: int | None = 2,
+        size: tuple[int, int] = (24, 80),
+    ) -> Command:
+        """Start a command; `wait` moves its data. Descriptors stay the caller's; None is /dev/null.
+
+        With `tty` it gets a terminal of `size` (rows, columns) and all its output comes on stdout.
+        `env` is added to the agent's PATH and HOME. BadInput: argv, env or cwd can't be passed.
+        """
+        if self._next not in self._commands and self._next:
+            identity = self._next
+        else:
+            identity = next((i for i in range(1, 256) if i not in self._commands), 0)
+        if not identity:
+            raise KvmkitError("255 commands run in this guest already; wait for one to end")
+        flags = (FLAG_TTY if tty else 0) | (FLAG_STDIN if stdin is not None else 0)
+        frame = encode_exec(identity, argv, env or {}, cwd or "", flags, size)
+        command = Command(identity, argv[0], cwd or "", tty, stdin, Output(stdout), Output(stderr))
+        self._next = identity % 255 + 1
+        self._commands[identity] = command
+        self._out += frame
+        return command
+
+    def wait(self, command: Command, timeout: float | None = None, escape: terminal.EscapeKey | None = None) -> int:
+        """Until the command has ended and its output is written. Returns its status: 128 + n for a signal.
+
+        Moves the data of all commands meanwhile. `escape`: the keys that, read from a terminal command's stdin,
+        raise Escaped. CommandTimeout after `timeout` seconds.
+        """
+        end = _deadline(timeout)
+        while not command.done:
+            if not self._turn_for(command, end, escape):
+                raise self._overdue(command, timeout)
+        assert command.status is not None
+        return command.status
+
+    def run(
+        self,
+        argv: list[str],
+        *,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        tty: bool = False,
+        stdin: int | None = None,
+        stdout: int | None = 1,
+        stderr: int | None = 2,
+        timeout: float | None = None,
+        escape: terminal.EscapeKey | None = None,
+    ) -> int:
+        """`start` and `wait`. With `tty`, stdin's terminal is raw meanwhile, and its size is the command's.
+
+        However this ends, the descriptors are not used afterwards.
+        """
+        if not tty:
+            command = self.start(argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+            try:
+                return self.wait(command, timeout)
+            finally:
+                command.detach()
+        screen = stdin if stdin is not None else stdout if stdout is not None else 0
+        env = {"TERM": os.environ.get("TERM") or "vt100", **(env or {})}
+        with terminal.raw(screen), terminal.on_resize(self._note_resize):
+            command = self.start(
+                argv, env=env, cwd=cwd, tty=True, stdin=stdin, stdout=stdout, stderr=stderr, size=terminal.size(screen)
+            )
+            end = _deadline(timeout)
+            try:
+                while not command.done:
+                    if self._resized:
+                        self._resized = False
+                        self.resize(command, *terminal.size(screen))
+                    if not self._turn_for(command, end, escape, slice_seconds=0.5):
+                        raise self._overdue(command, timeout)
+            finally:
+                command.detach()
+        assert command.status is not None
+        return command.status
+
+    def signal(self, command: Command, number: int) -> None:
+        """Send a signal to the command's process group; nothing happens when it has ended."""
+        if command.status is None:
+            self._out += encode(Type.SIGNAL, command.id, bytes([number]))
+
+    def resize(self, command: Command, rows: int, columns: int) -> None:
+        if command.status is None:
+            size = min(rows, 0xFFFF).to_bytes(2, "little") + min(columns, 0xFFFF).to_bytes(2, "little")
+            self._out += encode(Type.RESIZE, command.id, size)
+
+    def poweroff(self, *, reboot: bool = False) -> None:
+        """Ask the guest to sync and power off (or restart). Returns when it is asked: the machine tells the rest."""
+        self._out += encode(Type.POWEROFF, 0, bytes([reboot]))
+        end = _deadline(5)
+        while self._out:
+            try:
+                if not self._turn(end):
+                    raise AgentGone("the guest's agent does not take the request to power off")
+            except AgentGone:
+                if self._out:
+                    raise
+                return
+
+    # ---- the loop ----
+
+    def _note_resize(self) -> None:
+        self._resized = True
+
+    def _overdue(self, command: Command, timeout: float | None) -> CommandTimeout:
+        self.signal(command, 9)
+        self._flush()
+        command.detach()
+        return CommandTimeout(f"{command.name}: did not end within {timeout or 0:g} s")
+
+    def _turn_for(
+        self,
+        command: Command,
+        end: float | None,
+        escape: terminal.EscapeKey | None = None,
+        slice_seconds: float | None = None,
+    ) -> bool:
+        """`_turn`, for a command that may have ended just before the guest did: then its status counts."""
+        try:
+            return self._turn(end, escape, slice_seconds)
+        except (AgentGone, Woken):
+            self._write_what_came()
+            if command.done:
+                return True
+            raise
+
+    def _turn(
+        self, end: float | None, escape: terminal.EscapeKey | None = None, slice_seconds: float | None = None
+    ) -> bool:
+        """Wait for something to do and do it. False: `end` (of the monotonic clock) has come."""
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            return False
+        wait = left if slice_seconds is None else slice_seconds if left is None else min(left, slice_seconds)
+        if self._out:
+            self._flush()
+        readers, writers = self._wanted()
+        self._watch(readers, writers)
+        ready = self._poll.poll(None if wait is None else wait * 1000)
+        channel = 0
+        for fd, events in ready:
+            if fd == self._fd:
+                channel = events
+            elif fd == self._wake:
+                # What the guest said before it ended still counts; a guest that never stops talking does not.
+                self._after_wake += 1
+                if self._after_wake > _TURNS_AFTER_WAKE or not self._receive():
+                    raise Woken("the machine has ended")
+                return True
+            else:
+                if fd in writers and events & ~select.POLLIN:
+                    self._write_output(*writers[fd])
+                if fd in readers and events & ~select.POLLOUT:
+                    self._read_input(readers[fd], escape)
+        if channel & ~select.POLLOUT and not self._receive() and channel & (select.POLLHUP | select.POLLERR):
+            raise AgentGone("the guest's agent has gone")
+        return True
+
+    def _wanted(self) -> tuple[dict[int, Command], dict[int, tuple[Command, int]]]:
+        """Whose stdin to read and whose output to write, by descriptor; of those that share one, the first."""
+        readers: dict[int, Command] = {}
+        writers: dict[int, tuple[Command, int]] = {}
+        flight = len(self._out)
+        for command in self._commands.values():
+            flight += STDIN_WINDOW - command.window
+        for command in self._commands.values():
+            if command.stdin is not None and command.window and flight < _IN_FLIGHT_MAX:
+                readers.setdefault(command.stdin, command)
+            for stream, output in command.outputs.items():
+                if output.pending and output.fd is not None:
+                    writers.setdefault(output.fd, (command, stream))
+        return readers, writers
+
+    def _watch(self, readers: Iterable[int], writers: Iterable[int]) -> None:
+        """Make the poll set what is wanted; mostly it is already, and a turn may carry but one byte."""
+        interest = {self._fd: select.POLLIN | (select.POLLOUT if self._out else 0)}
+        if self._wake is not None:
+            interest[self._wake] = select.POLLIN
+        for fd in readers:
+            interest[fd] = select.POLLIN
+        for fd in writers:
+            interest[fd] = interest.get(fd, 0) | select.POLLOUT
+        if interest == self._watched:
+            return
+        for fd in self._watched.keys() - interest.keys():
+            self._poll.unregister(fd)
+        for fd, events in interest.items():
+            if self._watched.get(fd) != events:
+                self._poll.register(fd, events)
+        self._watched = interest
+
+    def _flush(self) -> None:
+        try:
+            done = os.write(self._fd, self._out)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise AgentGone(f"the guest's agent has gone: {error.strerror}") from None
+        del self._out[:done]
+
+    def _receive(self) -> bool:
+        """Take what the guest sent; False when there is nothing."""
+        try:
+            data = os.read(self._fd, _READ_MAX)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise AgentGone(f"the guest's agent has gone: {error.strerror}") from None
+        if not data:
+            raise AgentGone("the guest's agent has gone")
+        for frame in self._decoder.feed(data):
+            self._handle(frame)
+        return True
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.type is Type.HELLO:
+            return
+        command = self._commands.get(frame.id)
+        if command is None:
+            raise ProtocolError(f"the guest's agent sent {frame.type.name} for command {frame.id}, which does not run")
+        payload = frame.payload
+        match frame.type:
+            case Type.STDOUT | Type.STDERR:
+                stream = frame.type - Type.STDOUT + 1
+                command.outputs[stream].receive(payload)
+                self._grant(command, stream)
+            case Type.STARTED:
+                command.pid = int.from_bytes(payload, "little")
+            case Type.CREDIT:
+                command.credited(int.from_bytes(payload[1:], "little"))
+            case Type.CLOSE:
+                command.stdin = None
+            case Type.EXIT:
+                command.exited(payload[0], payload[1])
+            case Type.ERROR:
+                command.failed(payload[0], payload[1])
+        if command.done:
+            self._commands.pop(frame.id, None)
+
+    def _grant(self, command: Command, stream: int) -> None:
+        credit = command.outputs[stream].credit()
+        if credit and command.status is None:
+            self._out += encode(Type.CREDIT, command.id, bytes([stream]) + credit.to_bytes(4, "little"))
+
+    def _write_output(self, command: Command, stream: int) -> None:
+        if not command.outputs[stream].write() and command.status is None:
+            self._out += encode(Type.CLOSE, command.id, bytes([stream]))
+        self._grant(command, stream)
+        if command.done:
+            self._commands.pop(command.id, None)
+
+    def _write_what_came(self) -> None:
+        """At the end of the conversation: hand over the output that is here, to readers that take it."""
+        for command in list(self._commands.values()):
+            for output in command.outputs.values():
+                while output.pending and output.fd is not None:
+                    poll = select.poll()
+                    poll.register(output.fd, select.POLLOUT)
+                    if not poll.poll(1000) or not output.write():
+                        output.discard()
+
+    def _read_input(self, command: Command, escape: terminal.EscapeKey | None) -> None:
+        assert command.stdin is not None
+        try:
+            data = os.read(command.stdin, min(DATA_MAX, command.window))
+        except BlockingIOError:
+            return
+        except OSError:  # a terminal that hung up
+            data = b""
+        if escape is not None and command.tty and data:
+            data = escape.feed(data)
+            if escape.pressed:
+                raise Escaped("left by the escape key")
+            if not data:  # half of it; empty data would mean the end of the input
+                return
+        command.window -= len(data)
+        self._out += encode(Type.STDIN, command.id, data)
+        if not data:
+            command.stdin = None
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

@@ -1,0 +1,122 @@
+"""The board: guest memory, the two address spaces, the engine's VM, the devices, and the tables that describe them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from kvmkit.bus import AddressSpace, pc
+from kvmkit.devices.debug import DebugConsole, DebugExit
+from kvmkit.devices.i8042 import I8042, SystemControlA
+from kvmkit.devices.ignored import add_ignored
+from kvmkit.devices.power import PowerManagement, ResetPort
+from kvmkit.devices.rtc import Rtc
+from kvmkit.devices.serial import SerialPort
+from kvmkit.devices.sinks import Sink
+from kvmkit.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from kvmkit.accel import Engine, VirtualCpu, VirtualMachine
+    from kvmkit.devices.lines import Timed
+    from kvmkit.machine.spec import MachineSpec
+
+SERIAL_REGISTERS = 8
+KEYBOARD_IRQ = 1
+
+
+class Events(Protocol):
+    """What the guest can ask of its machine by a device. Called on a vCPU's thread, and must not block."""
+
+    def power_off(self) -> None: ...
+    def reset(self) -> None: ...
+    def debug_exit(self, status: int) -> None: ...
+
+
+class Board:
+    """Everything that a reset makes anew. Made and closed by one thread, while no vCPU runs."""
+
+    memory: GuestMemory
+    vm: VirtualMachine
+    vcpus: list[VirtualCpu]
+
+    def __init__(
+        self, spec: MachineSpec, engine: Engine, events: Events, console: Sink, agent: Sink, debug: Sink
+    ) -> None:
+        self.spec = spec
+        self.rsdp = 0
+        self.vcpus = []
+        self.memory = GuestMemory(spec.memory)
+        try:
+            self.ports = AddressSpace("ports")
+            self.mmio = AddressSpace("memory")
+            self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu, cpus=spec.cpus)
+            self._add_serial(console, agent)
+            self._add_platform(events, debug)
+            self._add_tables()
+            self.vcpus = [self.vm.create_vcpu(index) for index in range(spec.cpus)]
+        except BaseException:
+            self.close()
+            raise
+
+    def _line(self, irq: int) -> Callable[[int], None]:
+        return functools.partial(self.vm.set_irq, irq)
+
+    def _add_serial(self, console: Sink, agent: Sink) -> None:
+        """The console, whose lines are shown as they end; the agent's channel, which loses nothing."""
+        self.console = SerialPort(console, self._line(pc.SERIAL_PORTS[0][1]), line_buffered=True)
+        self.agent = SerialPort(agent, self._line(pc.SERIAL_PORTS[1][1]), flow_control=True)
+        for (port, _), device in zip(pc.SERIAL_PORTS, self.serial, strict=False):
+            self.ports.add(port, SERIAL_REGISTERS, device)
+
+    @property
+    def serial(self) -> Sequence[SerialPort]:
+        return (self.console, self.agent)
+
+    def _add_platform(self, events: Events, debug: Sink) -> None:
+        add = self.ports.add
+        self.rtc = Rtc(irq=self._line(pc.RTC_IRQ), memory=self.spec.memory)
+        add(pc.RTC_PORT, 2, self.rtc)
+        self.i8042 = I8042(events.reset, self._line(KEYBOARD_IRQ))
+        add(pc.I8042_DATA, 1, self.i8042)
+        add(pc.I8042_COMMAND, 1, self.i8042.command_port)
+        add(0x92, 1, SystemControlA(events.reset))
+        self.power = PowerManagement(events.power_off, self._line(pc.ACPI_IRQ))
+        add(pc.PM_BASE, pc.PM_SIZE, self.power)
+        add(pc.RESET_PORT, 1, ResetPort(events.reset))
+        for port in pc.DEBUG_CONSOLES:
+            add(port, 1, DebugConsole(debug))
+        if self.spec.debug_exit:
+            add(pc.DEBUG_EXIT, 4, DebugExit(events.debug_exit))
+        add_ignored(self.ports)
+
+    @property
+    def timed(self) -> Sequence[Timed]:
+        """Devices that act when their time has come."""
+        return (self.rtc, self.power)
+
+    def _add_tables(self) -> None:
+        """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works anyway."""
+        from kvmkit.boot import acpi
+
+        tables = acpi.build(cpus=self.spec.cpus, serial=pc.SERIAL_PORTS[: len(self.serial)], i8042=False)
+        for address, data in tables.blobs:
+            self.memory.write(address, data)
+        self.rsdp = tables.rsdp
+
+    def exits(self) -> dict[str, int]:
+        """How often the guest left, by reason, over all vCPUs."""
+        total: dict[str, int] = {}
+        for vcpu in self.vcpus:
+            for reason, count in vcpu.exits().items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    def close(self) -> None:
+        """Give everything back. No thread may be in a vCPU."""
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.vcpus = []
+        if hasattr(self, "vm"):
+            self.vm.close()
+        self.memory.close()

@@ -1,0 +1,64 @@
+"""`kvmkit run --accel kvm` of an unmodified Linux, as a user types it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from kvmkit.guest import images
+
+from .linux import kvmkit
+
+ON_KVM = ("run", "--accel", "kvm")
+MEGABYTE = 1_000_000
+
+
+def test_output_input_and_exit_status_are_the_commands() -> None:
+    script = 'read word; echo "$word on $(uname -r)"; cat; echo complaint >&2; exit 7'
+    ran = kvmkit(*ON_KVM, "--", "sh", "-c", script, data=b"hello\n" + bytes(range(256)))
+    expected = f"hello on {images.ensure().release}\n".encode() + bytes(range(256))
+    assert (ran.returncode, ran.stdout, ran.stderr) == (7, expected, b"complaint\n")
+
+
+def test_a_megabyte_comes_out_whole() -> None:
+    ran = kvmkit(*ON_KVM, "--", "sh", "-c", f"seq 1 200000 | head -c {MEGABYTE}", timeout=110)
+    expected = b"".join(b"%d\n" % i for i in range(1, 200001))[:MEGABYTE]
+    assert ran.returncode == 0
+    assert hashlib.sha256(ran.stdout).hexdigest() == hashlib.sha256(expected).hexdigest()
+
+
+def test_auto_takes_kvm_here(tmp_path: Path) -> None:
+    """And --stats says so, and what the guest did."""
+    stats = tmp_path / "stats.json"
+    ran = kvmkit("run", "--stats", str(stats), "--", "true")
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    report = json.loads(stats.read_text())
+    assert report["accel"] == "kvm"
+    assert 0 < report["first_instruction_ms"] < report["kernel_first_line_ms"] < report["user_space_ms"]
+    assert report["user_space_ms"] < report["command_end_ms"]
+    assert report["exits"]["port"] > 1000
+
+
+def test_poweroff_in_the_guest_is_a_good_end() -> None:
+    ran = kvmkit(*ON_KVM, "--", "sh", "-c", "echo going; poweroff; sleep 60")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"going\n", b"")
+
+
+def test_a_panic_is_one_line_and_the_kernels_last_words() -> None:
+    ran = kvmkit(*ON_KVM, "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60")
+    *words, last = ran.stderr.decode().splitlines()
+    assert ran.returncode == 1
+    assert last == "kvmkit: the guest reset its machine; did its kernel panic?"
+    assert any("Kernel panic - not syncing: sysrq triggered crash" in line for line in words)
+    assert b"Traceback" not in ran.stderr
+
+
+def test_a_triple_fault_is_reported() -> None:
+    """With reboot=t, Linux resets by a triple fault."""
+    ran = kvmkit(*ON_KVM, "--append", "reboot=t", "--", "sh", "-c", "reboot -f; sleep 60")
+    report = ran.stderr.decode()
+    assert ran.returncode == 1
+    assert report.splitlines()[-1].startswith("kvmkit: the guest can't go on: vCPU 0: the guest triple-faulted")
+    assert "long mode, ring 0" in report
+    assert "Traceback" not in report
