@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 from kvmkit.errors import BadInput, HostError, KvmkitError
+from kvmkit.paths import cache_dir
 
 from . import source
 from .cases import CASES, Case
@@ -76,8 +76,8 @@ def main() -> int:
     cases = choose(options.tests)
     if not options.no_qemu and shutil.which("qemu-system-x86_64") is None:
         raise HostError("no QEMU to compare with: apt-get install qemu-system-x86, or give --no-qemu")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmkit"
-    directory = source.built(options.built) if options.built else source.build(options.source, options.commit, cache)
+    directory = options.built or source.build(options.source, options.commit, cache_dir())
+    source.check_built(directory)
     if options.only_build:
         print(directory)
         return 0
@@ -96,8 +96,8 @@ def main() -> int:
             ended = time.monotonic()
         said = difference(ours, theirs) if theirs else ours.note
         apart += bool(theirs and said)
-        their_time = f"{ended - middle:5.1f}" if theirs else ""
-        print(f"{case.name:<20} {ours!s:<16} {middle - began:5.1f}  {str(theirs or '-'):<16} {their_time:>5}  {said}")
+        their_word, their_time = (str(theirs), f"{ended - middle:5.1f}") if theirs else ("-", "")
+        print(f"{case.name:<20} {ours!s:<16} {middle - began:5.1f}  {their_word:<16} {their_time:>5}  {said}")
         sys.stdout.flush()
         if options.details and theirs:
             for name, verdict, other in (("kvmkit", ours, theirs), ("QEMU", theirs, ours)):

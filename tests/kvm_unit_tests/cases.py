@@ -21,14 +21,14 @@ def case(name: str, *, file: str | None = None, arguments: str = "", cpus: int =
 
 
 CASES = [
-    case("access", file="access_test", seconds=90),
-    case("apic"),
+    case("access", file="access_test", seconds=45),
+    case("apic", seconds=20),
     case("debug"),
     case("emulator"),
     case("eventinj"),
     case("hypercall"),
-    case("idt_test"),
-    case("ioapic"),
+    case("idt_test", seconds=8),
+    case("ioapic", seconds=8),
     case("kvmclock_test", arguments="100000 0"),
     case("la57"),
     case("memory"),

@@ -15,7 +15,7 @@ COMMIT = "1da1819e49fc4938985edca67df669099b4c87a7"
 
 
 def build(source: str, commit: str, cache: Path) -> Path:
-    """The directory of the built .flat files of `commit`, cloned from `source` (a directory or URL) if not there yet."""
+    """The directory of the built .flat files of `commit`, cloned from `source` if not there yet."""
     name = hashlib.sha256(f"{source}\n{commit}".encode()).hexdigest()[:12]
     target = cache / "kvm-unit-tests" / name
     if target.is_dir():
@@ -44,8 +44,7 @@ def step(command: list[str], where: Path, what: str) -> None:
         raise HostError(f"could not {what} kvm-unit-tests: {' '.join(last)}")
 
 
-def built(directory: Path) -> Path:
-    """`directory` as one that holds .flat files already."""
+def check_built(directory: Path) -> None:
+    """Refuse a directory that holds no .flat files."""
     if not any(directory.glob("*.flat")):
         raise BadInput(f"{directory}: no .flat files; build kvm-unit-tests there or leave --built out")
-    return directory
