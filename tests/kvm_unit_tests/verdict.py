@@ -8,15 +8,17 @@ import signal
 import subprocess
 from dataclasses import dataclass, field
 
-PASSED, FAILED, SKIPPED = 1, 3, 155
-"""Exit statuses: (code << 1) | 1 of the codes 0, 1 and 77 that a test writes to the debug exit port."""
+PASSED, FAILED, SKIPPED, ABORTED = 1, 3, 77, 127
+"""Exit statuses: (code << 1) | 1 of the codes 0, 1, 38 and 63 that a test writes to the debug exit port."""
 
 REPORT = re.compile(r"^\s*(PASS|FAIL|XPASS|XFAIL|SKIP): (.*?)\s*$", re.MULTILINE)
 
 
 @dataclass(slots=True)
 class Verdict:
-    """`word` is PASS, FAIL, SKIP, TIMEOUT, or ERROR with `note` (the hypervisor ended without the test's word)."""
+    """`word` is PASS, FAIL, SKIP, TIMEOUT, ABORT (an exception the test did not expect), or ERROR: the hypervisor ended
+    without the test's word, and `note` says how.
+    """
 
     word: str
     note: str = ""
@@ -60,6 +62,8 @@ def judge(out: str, err: str, status: int, late: bool) -> Verdict:
         return Verdict("PASS", **counts)
     if status in (PASSED, FAILED) and out.strip():
         return Verdict("FAIL", **counts)
+    if status == ABORTED:
+        return Verdict("ABORT", last_line(out), **counts)
     return Verdict("ERROR", f"status {status}: {last_line(err) or last_line(out)}", **counts)
 
 
