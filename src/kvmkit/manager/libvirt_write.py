@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import abspath
 from uuid import UUID
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -13,7 +14,7 @@ BUS_LETTERS = {"virtio": "vd", "ide": "hd", "scsi": "sd"}
 
 
 def write_domain(description: Description) -> tuple[str, list[str]]:
-    """(the XML, what had to be left out of it, each in words)."""
+    """(the XML, what had to be left out of it, each in words). libvirt takes absolute paths only: they are made so."""
     _check_text(description)
     left: list[str] = []
     root = Element("domain", type="kvm" if description.accel != "tcg" else "qemu")
@@ -78,7 +79,7 @@ def _os(root: Element, description: Description) -> None:
     _firmware(element, description.firmware)
     for tag, text in (("kernel", description.kernel), ("initrd", "".join(description.initrd[:1]))):
         if text:
-            SubElement(element, tag).text = text
+            SubElement(element, tag).text = abspath(text)
     if description.append:
         SubElement(element, "cmdline").text = description.append
     if not any(disk.boot_index is not None for disk in description.disks):  # libvirt takes one way or the other
@@ -89,11 +90,11 @@ def _os(root: Element, description: Description) -> None:
 def _firmware(element: Element, firmware: Firmware) -> None:
     if firmware.code:
         secure = "yes" if firmware.secure else "no"
-        SubElement(element, "loader", readonly="yes", secure=secure, type="pflash").text = firmware.code
+        SubElement(element, "loader", readonly="yes", secure=secure, type="pflash").text = abspath(firmware.code)
         if firmware.variables:
-            SubElement(element, "nvram").text = firmware.variables
+            SubElement(element, "nvram").text = abspath(firmware.variables)
     elif firmware.bios:
-        SubElement(element, "loader", type="rom").text = firmware.bios
+        SubElement(element, "loader", type="rom").text = abspath(firmware.bios)
 
 
 def _cpu(root: Element, description: Description) -> None:
@@ -117,7 +118,7 @@ def _disk(devices: Element, disk: Disk, description: Description, counts: dict[s
     driver = SubElement(element, "driver", name="qemu", type=disk.format or "raw")
     if disk.cache:
         driver.set("cache", disk.cache)
-    SubElement(element, "source", {"dev" if block else "file": disk.path})
+    SubElement(element, "source", {"dev" if block else "file": abspath(disk.path)})
     # q35 has no IDE: its disks of that kind hang on SATA.
     bus = "sata" if disk.bus == "ide" and description.board == "q35" else disk.bus
     letters = BUS_LETTERS["scsi" if bus == "sata" else disk.bus]
