@@ -88,11 +88,7 @@ def test_the_pages_line_enable_kvm_m_1024_mem_path_hda() -> None:
         ("-nic tap,ifname=tap0,script=no", "networks", (Network(kind="tap", interface="tap0"),)),
         ("-netdev bridge,id=n,br=virbr0 -device virtio-net,netdev=n,mac=52:54:00:AA:00:01", "networks", (
             Network(kind="bridge", interface="virbr0", mac="52:54:00:aa:00:01"),)),
-        (
-            "-drive file=a.img,if=virtio,format=raw,cache=none",
-            "disks",
-            (Disk(path="a.img", format="raw", cache="none"),),
-        ),
+        ("-drive file=a,if=virtio,format=raw,cache=none", "disks", (Disk(path="a", format="raw", cache="none"),)),
         ("-cdrom a.iso", "disks", (Disk(path="a.iso", bus="ide", media="cdrom", readonly=True),)),
         ("-hdb b -hda a", "disks", (Disk(path="a", bus="ide"), Disk(path="b", bus="ide"))),
         ("disk.img", "disks", (Disk(path="disk.img", bus="ide"),)),

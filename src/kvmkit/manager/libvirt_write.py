@@ -1,0 +1,192 @@
+"""Description -> libvirt's domain XML, which virt-xml-validate accepts; and what of it XML can't hold."""
+
+from __future__ import annotations
+
+from os.path import abspath
+from uuid import UUID
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from kvmkit.errors import BadInput
+from kvmkit.manager.description import Description, Disk, Firmware, Network
+
+BUS_LETTERS = {"virtio": "vd", "ide": "hd", "scsi": "sd"}
+
+
+def write_domain(description: Description) -> tuple[str, list[str]]:
+    """(the XML, what had to be left out of it, each in words). libvirt takes absolute paths only: they are made so."""
+    _check_text(description)
+    left: list[str] = []
+    root = Element("domain", type="kvm" if description.accel != "tcg" else "qemu")
+    SubElement(root, "name").text = description.name or "kvmkit"
+    if description.uuid:
+        try:
+            SubElement(root, "uuid").text = str(UUID(description.uuid))
+        except ValueError:
+            raise BadInput(f"uuid {description.uuid}: is no UUID") from None
+    SubElement(root, "memory", unit="KiB").text = str(-(-description.memory.size // 1024))
+    _memory(root, description)
+    SubElement(root, "vcpu").text = str(description.cpus)
+    _os(root, description)
+    SubElement(SubElement(root, "features"), "acpi")
+    _cpu(root, description)
+    SubElement(root, "on_reboot").text = "restart" if description.reboot else "destroy"
+    devices = SubElement(root, "devices")
+    counts: dict[str, int] = {}
+    for disk in description.disks:
+        _disk(devices, disk, description, counts)
+    for network in description.networks:
+        left += _network(devices, network)
+    _rest(devices, description)
+    for there, text in (
+        (description.debug_exit, "isa-debug-exit"),
+        (description.daemonize, "daemonize: libvirt runs a domain in the background in any case"),
+        (bool(description.pidfile), f"pidfile {description.pidfile}"),
+        (
+            len(description.initrd) > 1,
+            f"all initial RAM disks but {description.initrd[0] if description.initrd else ''}",
+        ),
+        (bool(description.memory.path), f"memory path {description.memory.path}: libvirt has its own mount"),
+    ):
+        if there:
+            left.append(text)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n", left
+
+
+def _check_text(description: Description) -> None:
+    for text in (description.name, description.append, description.kernel, *(disk.path for disk in description.disks)):
+        if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 or letter in "\ufffe\uffff" for letter in text):
+            raise BadInput(f"{text!r}: holds a letter that XML can't")
+
+
+def _memory(root: Element, description: Description) -> None:
+    memory = description.memory
+    if not (memory.hugepages or memory.path or memory.shared or memory.preallocate):
+        return
+    backing = SubElement(root, "memoryBacking")
+    if memory.hugepages or memory.path:
+        SubElement(backing, "hugepages")
+    if memory.shared:
+        SubElement(backing, "access", mode="shared")
+    if memory.preallocate:
+        SubElement(backing, "allocation", mode="immediate")
+
+
+def _os(root: Element, description: Description) -> None:
+    element = SubElement(root, "os")
+    SubElement(element, "type", arch="x86_64", machine=description.board).text = "hvm"
+    _firmware(element, description.firmware)
+    for tag, text in (("kernel", description.kernel), ("initrd", "".join(description.initrd[:1]))):
+        if text:
+            SubElement(element, tag).text = abspath(text)
+    if description.append:
+        SubElement(element, "cmdline").text = description.append
+    if not any(disk.boot_index is not None for disk in description.disks):  # libvirt takes one way or the other
+        for letter in description.boot_order:
+            SubElement(element, "boot", dev={"c": "hd", "d": "cdrom"}.get(letter, "network"))
+
+
+def _firmware(element: Element, firmware: Firmware) -> None:
+    if firmware.code:
+        secure = "yes" if firmware.secure else "no"
+        SubElement(element, "loader", readonly="yes", secure=secure, type="pflash").text = abspath(firmware.code)
+        if firmware.variables:
+            SubElement(element, "nvram").text = abspath(firmware.variables)
+    elif firmware.bios:
+        SubElement(element, "loader", type="rom").text = abspath(firmware.bios)
+
+
+def _cpu(root: Element, description: Description) -> None:
+    model, *changes = description.cpu.split(",")
+    if not model:
+        return
+    if model in ("host", "max"):
+        element = SubElement(root, "cpu", mode="host-passthrough" if model == "host" else "maximum")
+        element.set("check", "partial" if model == "host" else "none")
+    else:
+        element = SubElement(root, "cpu", mode="custom", match="exact", check="none")
+        SubElement(element, "model", fallback="forbid").text = model
+    for change in changes:
+        policy = "require" if change.startswith("+") else "disable"
+        SubElement(element, "feature", policy=policy, name=change[1:])
+
+
+def _disk(devices: Element, disk: Disk, description: Description, counts: dict[str, int]) -> None:
+    block = disk.path.startswith("/dev/")
+    element = SubElement(devices, "disk", type="block" if block else "file", device=disk.media)
+    driver = SubElement(element, "driver", name="qemu", type=disk.format or "raw")
+    if disk.cache:
+        driver.set("cache", disk.cache)
+    SubElement(element, "source", {"dev" if block else "file": abspath(disk.path)})
+    # q35 has no IDE: its disks of that kind hang on SATA.
+    bus = "sata" if disk.bus == "ide" and description.board == "q35" else disk.bus
+    letters = BUS_LETTERS["scsi" if bus == "sata" else disk.bus]
+    number = counts.get(letters, 0)
+    counts[letters] = number + 1
+    SubElement(element, "target", dev=letters + _letters(number), bus=bus)
+    if disk.serial:
+        SubElement(element, "serial").text = disk.serial
+    if disk.boot_index is not None:
+        order = sorted(d.boot_index for d in description.disks if d.boot_index is not None).index(disk.boot_index)
+        SubElement(element, "boot", order=str(order + 1))
+    if disk.readonly:
+        SubElement(element, "readonly")
+    if disk.snapshot:
+        SubElement(element, "transient")
+
+
+def _letters(number: int) -> str:
+    """0 -> a, 25 -> z, 26 -> aa, as the kernel names disks."""
+    text = ""
+    number += 1
+    while number:
+        number, digit = divmod(number - 1, 26)
+        text = chr(ord("a") + digit) + text
+    return text
+
+
+def _network(devices: Element, network: Network) -> list[str]:
+    kind = {"user": "user", "bridge": "bridge", "tap": "ethernet"}[network.kind]
+    element = SubElement(devices, "interface", type=kind)
+    if network.mac:
+        SubElement(element, "mac", address=network.mac)
+    if network.kind == "bridge":
+        SubElement(element, "source", bridge=network.interface)
+    elif network.kind == "tap" and network.interface:
+        SubElement(element, "target", dev=network.interface, managed="no")
+    SubElement(element, "model", type="virtio")
+    left = [f"port {f.protocol} {f.host_port} forwarded to {f.guest_port}" for f in network.forwards]
+    return left + (["restrict=on of the user network"] if network.restrict else [])
+
+
+def _rest(devices: Element, description: Description) -> None:
+    for serial in description.serials:
+        kind: str = "pty" if serial.kind == "stdio" else serial.kind  # libvirt's console: virsh console
+        element = SubElement(devices, "serial", type=kind)
+        if serial.path:
+            source = SubElement(element, "source", path=serial.path)
+            if kind == "unix":
+                source.set("mode", "bind")
+    for device in description.input:
+        SubElement(devices, "input", type=device, bus="virtio")
+    if description.display == "vnc":
+        _vnc(devices, description.vnc)
+    if description.graphics:
+        SubElement(SubElement(devices, "video"), "model", type="virtio")
+    SubElement(devices, "memballoon", model="virtio" if description.balloon else "none")
+    if description.rng:
+        rng = SubElement(devices, "rng", model="virtio")
+        SubElement(rng, "backend", model="random").text = "/dev/urandom"
+    if description.vsock is not None:
+        SubElement(SubElement(devices, "vsock", model="virtio"), "cid", auto="no", address=str(description.vsock))
+
+
+def _vnc(devices: Element, where: str) -> None:
+    if where.startswith("unix:"):
+        element = SubElement(devices, "graphics", type="vnc")
+        SubElement(element, "listen", type="socket", socket=where[5:])
+        return
+    host, _, port = where.rpartition(":")
+    element = SubElement(devices, "graphics", type="vnc", port=port, autoport="no")
+    SubElement(element, "listen", type="address", address=host)

@@ -1,0 +1,230 @@
+"""libvirt's domain XML, both ways: what has no counterpart is named, and what we write is valid."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmkit.errors import BadInput
+from kvmkit.manager.description import Description, Disk, Firmware, Memory, Network, Serial
+from kvmkit.manager.libvirt import read_domain
+from kvmkit.manager.libvirt_write import write_domain
+from kvmkit.manager.qemu_args import parse
+from kvmkit.manager.toml import read_toml, write_toml
+
+GIB = 1 << 30
+
+# A domain as virt-install writes it, with the page's settings: host-passthrough, huge pages, Secure Boot.
+DOMAIN = """
+<domain type='kvm'>
+  <name>web</name>
+  <uuid>6c0b7a5e-3d0c-4f0e-9a38-0d9f1a2b3c4d</uuid>
+  <metadata><x:os xmlns:x="http://example.org/x" id="y"/></metadata>
+  <memory unit='KiB'>1048576</memory>
+  <currentMemory unit='KiB'>1048576</currentMemory>
+  <memoryBacking><hugepages/></memoryBacking>
+  <vcpu placement='static'>2</vcpu>
+  <os firmware="efi">
+    <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
+    <loader readonly="yes" secure="yes" type="pflash">/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd</loader>
+    <nvram template="/usr/share/edk2/x64/OVMF_VARS.4m.fd">/var/lib/libvirt/qemu/nvram/web_SECURE_VARS.fd</nvram>
+    <boot dev='hd'/>
+  </os>
+  <features><acpi/><apic/><smm state='on'/><hyperv mode='custom'><relaxed state='on'/></hyperv></features>
+  <cpu mode='host-passthrough' check='partial'/>
+  <clock offset='utc'><timer name='rtc' tickpolicy='catchup'/><timer name='hpet' present='no'/></clock>
+  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none'/>
+      <source file='/var/lib/libvirt/images/web.qcow2'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='network' device='disk'><source protocol='rbd' name='a/b'/><target dev='vdb' bus='virtio'/></disk>
+    <controller type='usb' model='qemu-xhci'/><controller type='pci' model='pcie-root'/>
+    <interface type='bridge'>
+      <mac address='52:54:00:12:34:56'/><source bridge='br0'/><model type='virtio'/>
+    </interface>
+    <interface type='network'><source network='default'/><model type='virtio'/></interface>
+    <serial type='pty'><target type='isa-serial' port='0'/></serial>
+    <console type='pty'><target type='serial' port='0'/></console>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <graphics type='vnc' port='5901'><listen type='address' address='127.0.0.1'/></graphics>
+    <video><model type='virtio'/></video>
+    <sound model='ich9'/>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
+    <memballoon model='virtio'/>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+    <hostdev mode='subsystem' type='pci'><source><address domain='0' bus='1' slot='0' function='0'/></source></hostdev>
+  </devices>
+</domain>
+"""
+
+
+def test_virsh_edit_cpu_mode_host_passthrough_check_partial() -> None:
+    assert read_domain(DOMAIN, "web.xml").description.cpu == "host"
+
+
+def test_os_firmware_efi_loader_secure_and_nvram_template() -> None:
+    found = read_domain(DOMAIN, "web.xml")
+    assert found.description.firmware == Firmware(
+        code="/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
+        variables="/var/lib/libvirt/qemu/nvram/web_SECURE_VARS.fd",
+        secure=True,
+    )
+    assert any("OVMF_VARS.4m.fd" in text for text in found.unlisted)
+
+
+def test_memory_backing_hugepages() -> None:
+    assert read_domain(DOMAIN, "web.xml").description.memory == Memory(size=GIB, hugepages=True)
+
+
+def test_the_rest_of_a_domain() -> None:
+    found = read_domain(DOMAIN, "web.xml").description
+    assert (found.name, found.cpus, found.board, found.accel) == ("web", 2, "q35", "kvm")
+    assert found.disks == (Disk(path="/var/lib/libvirt/images/web.qcow2", format="qcow2", cache="none"),)
+    assert found.networks == (Network(kind="bridge", interface="br0", mac="52:54:00:12:34:56"),)
+    assert found.serials == (Serial(kind="pty"),)
+    assert (found.display, found.vnc, found.graphics) == ("vnc", "127.0.0.1:5901", True)
+    assert (found.rng, found.balloon, found.boot_order) == (True, True, "c")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "devices/sound",
+        "devices/tpm",
+        "devices/hostdev",
+        "devices/channel",
+        "devices/disk type='network'",
+        "devices/interface type='network'",
+        "devices/controller type='usb'",
+        "domain/features/hyperv",
+        "domain/clock/timer name='rtc'",
+    ],
+)
+def test_what_has_no_counterpart_is_listed(named: str) -> None:
+    assert any(text.startswith(named) for text in read_domain(DOMAIN, "web.xml").unlisted)
+
+
+def test_nothing_that_has_one_is_listed() -> None:
+    told = " ".join(read_domain(DOMAIN, "web.xml").unlisted)
+    for name in ("emulator", "metadata", "acpi", "type='pci' model", "pcie-root", "memballoon", "video", "console"):
+        assert f"/{name}" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<domain", "is no XML"),
+        ("<network/>", "not a libvirt <domain>"),
+        ("<domain type='xen'/>", "domain type 'xen'"),
+        ("<domain type='kvm'><os><type>hvm</type></os></domain>", "no <memory>"),
+        ("<domain type='kvm'><memory>much</memory><os><type>hvm</type></os></domain>", "no size"),
+        ("<domain type='kvm'><memory>1024</memory><os><type arch='aarch64'>hvm</type></os></domain>", "x86 PC"),
+        ("<domain type='kvm'><memory>1024</memory><vcpu>0</vcpu><os><type>hvm</type></os></domain>", "<vcpu>"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><domain/>", "document type"),
+        ("<a>" * 100, "nested deeper"),
+    ],
+)
+def test_what_is_no_domain_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_domain(text, "x.xml")
+    assert said in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def validate(xml: str, path: Path) -> None:
+    if shutil.which("virt-xml-validate") is None:
+        pytest.skip("virt-xml-validate is not installed (libvirt-clients)")
+    path.write_text(xml)
+    done = subprocess.run(["virt-xml-validate", str(path), "domain"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr + xml
+
+
+LINES = [
+    "-enable-kvm -m 1024 -mem-path /dev/hugepages -hda disk.img",
+    "-M q35,smm=on -cpu EPYC,+aes,-svm -smp 4 -drive if=pflash,file=C.fd -drive if=pflash,file=V.fd -hda a -cdrom b",
+    "-kernel k -initrd i -append console=ttyS0 -nographic -nic tap,ifname=t0 -nic bridge,br=br0 -nic user",
+    "-drive if=none,id=d,file=/dev/sdb,format=raw,cache=none -device virtio-blk,drive=d,bootindex=3,serial=S",
+    "-snapshot -hda a -hdb b",
+    "-drive if=none,id=d,file=a -device scsi-hd,drive=d -device virtio-rng -device virtio-balloon -vnc :1 -vga virtio",
+    "-device vhost-vsock-pci,guest-cid=7 -serial file:/s -serial unix:/u,server -serial null -serial pty -boot cd",
+    "-vnc unix:/v -device virtio-tablet-pci -device virtio-keyboard-pci -bios B.fd -no-reboot -cpu host -name a&b<c>",
+    "-uuid 6c0b7a5e-3d0c-4f0e-9a38-0d9f1a2b3c4d -m 1G -object memory-backend-memfd,id=m,size=1G,hugetlb=on,share=on,"
+    "prealloc=on -machine memory-backend=m -accel tcg -cpu max",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_virt_xml_validate_accepts_what_we_write(line: str, tmp_path: Path) -> None:
+    xml, _ = write_domain(parse(line.split()))
+    validate(xml, tmp_path / "d.xml")
+
+
+def test_virt_xml_validate_accepts_the_domain_read_above(tmp_path: Path) -> None:
+    validate(DOMAIN.strip(), tmp_path / "read.xml")
+    validate(write_domain(read_domain(DOMAIN, "web.xml").description)[0], tmp_path / "written.xml")
+
+
+def test_there_and_back() -> None:
+    found = read_domain(DOMAIN, "web.xml").description
+    xml, left = write_domain(found)
+    again = read_domain(xml, "again.xml")
+    assert again.description == found
+    assert left == []
+    assert again.unlisted == ()
+
+
+def test_what_xml_can_not_hold_is_named() -> None:
+    line = "-nic user,hostfwd=tcp::2222-:22 -daemonize -pidfile /p -mem-path /dev/hugepages -device isa-debug-exit"
+    _, left = write_domain(parse(line.split()))
+    for word in ("2222", "daemonize", "pidfile", "/dev/hugepages", "isa-debug-exit"):
+        assert any(word in text for text in left)
+    with pytest.raises(BadInput, match="XML"):
+        write_domain(Description(name="a\x01b"))
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_toml_there_and_back(line: str) -> None:
+    found = parse(line.split())
+    again = read_toml(write_toml(found), "x.toml")
+    assert write_toml(again) == write_toml(found)
+    for field in found.__struct_fields__:
+        assert getattr(again, field) == getattr(found, field)
+
+
+@given(st.builds(Description, name=st.text(max_size=9), append=st.text(max_size=9), cpus=st.integers(1, 99)))
+def test_any_text_survives_toml(found: Description) -> None:
+    try:
+        again = read_toml(write_toml(found), "x.toml")
+    except (BadInput, UnicodeEncodeError):
+        assert any(0xD800 <= ord(letter) < 0xE000 for letter in found.name + found.append)
+    else:
+        assert (again.name, again.append, again.cpus) == (found.name, found.append, found.cpus)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_damaged_domain_is_read_or_refused(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(DOMAIN) - 1))
+    length = data.draw(st.integers(0, 60))
+    text = DOMAIN[:at] + data.draw(st.text(max_size=6)) + DOMAIN[at + length :]
+    told = "x.xml"
+    try:
+        read_domain(text.strip(), "x.xml")
+    except BadInput as refused:
+        told = str(refused)
+    assert told.startswith("x.xml")
+
+
+@pytest.mark.parametrize(("text", "said"), [("a = ", "x.toml"), ("colour = 1", "colour"), ("cpus = 'two'", "cpus")])
+def test_bad_toml_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        read_toml(text, "x.toml")
