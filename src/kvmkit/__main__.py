@@ -1,7 +1,5 @@
 """`kvmkit`, the command. What needs nothing is answered before anything is imported."""
 
-from __future__ import annotations
-
 import sys
 import time
 
@@ -14,9 +12,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         from kvmkit import __version__
 
-        print(f"kvmkit {__version__}")
+        sys.stdout.write(f"kvmkit {__version__}\n")
         return 0
-    from kvmkit.cli import run
+    from kvmkit.cli.main import run
 
     return run(arguments, STARTED_NS)
 

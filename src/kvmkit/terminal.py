@@ -67,3 +67,32 @@ def on_resize(changed: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGWINCH, previous)
+
+
+class EscapeKey:
+    """The way out of a raw terminal: Ctrl-] and then x. Ctrl-] twice is one Ctrl-] for the guest."""
+
+    PREFIX = 0x1D
+    NAME = "Ctrl-] x"
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._prefixed = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What of the keys in `data` is the guest's. After `pressed` is set, nothing is."""
+        passed = bytearray()
+        for byte in data:
+            if self.pressed:
+                break
+            if self._prefixed:
+                self._prefixed = False
+                if byte in b"xX":
+                    self.pressed = True
+                else:
+                    passed += bytes([byte]) if byte == self.PREFIX else bytes([self.PREFIX, byte])
+            elif byte == self.PREFIX:
+                self._prefixed = True
+            else:
+                passed.append(byte)
+        return bytes(passed)

@@ -16,6 +16,7 @@ from console import run
 from kvmkit.errors import BadInput
 from kvmkit.guest.agent_build import compile_agent
 from kvmkit.guest.client import AgentClient, AgentGone, CommandTimeout, Escaped, Woken
+from kvmkit.terminal import EscapeKey
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no C compiler to build the agent with")
 
@@ -199,9 +200,9 @@ def test_a_resize_reaches_the_command(client: AgentClient) -> None:
 def test_the_escape_key_leaves(client: AgentClient) -> None:
     host, user = pty.openpty()
     null = os.open("/dev/null", os.O_WRONLY)
-    os.write(host, b"\x1d")
+    os.write(host, b"\x1dx")
     with pytest.raises(Escaped):
-        client.run(["sleep", "60"], tty=True, stdin=user, stdout=null, escape=b"\x1d", timeout=30)
+        client.run(["sleep", "60"], tty=True, stdin=user, stdout=null, escape=EscapeKey(), timeout=30)
     for fd in (host, user, null):
         os.close(fd)
 

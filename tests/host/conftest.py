@@ -88,14 +88,14 @@ def snapshot_of() -> Callable[[Path], dict[str, tuple[int, bytes]]]:
 # Another user may not be able to read this interpreter's files: all that is needed is imported before the user changes.
 AS_USER = """
 import importlib, os, pkgutil, sys
-import kvmkit.cli, kvmkit.host, kvmkit.paths, rich.console, rich.text
+import kvmkit.cli.main, kvmkit.host, kvmkit.paths, rich.console, rich.text
 import kvmkit.accel.choose, kvmkit.accel.kvm.system, kvmkit.accel.kvm.measure, kvmkit.accel.tcg
 for module in pkgutil.walk_packages(kvmkit.host.__path__, "kvmkit.host."):
     importlib.import_module(module.name)
 importlib.import_module(f"kvmkit.cli.{sys.argv[1]}")
 uid = int(os.environ["KVMKIT_TEST_UID"])
 os.setgroups([]), os.setgid(uid), os.setuid(uid)
-sys.exit(kvmkit.cli.run(sys.argv[1:]))
+sys.exit(kvmkit.cli.main.run(sys.argv[1:]))
 """
 
 Done = subprocess.CompletedProcess[str]

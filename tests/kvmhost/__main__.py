@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def default_tests() -> list[str]:
-    return ["tests/kvmhost"]
+    return ["tests/kvmhost", "tests/microguests/test_smp.py", "-k", "not tcg"]
 
 
 if __name__ == "__main__":

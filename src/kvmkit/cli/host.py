@@ -158,9 +158,10 @@ def sudo_line() -> str:
     """The very command again, with sudo: by its full path where sudo would not find it."""
     program = sys.argv[0]
     if os.path.basename(program) == "__main__.py":
+        launcher = os.path.abspath(os.path.join(program, "../../../kvmkit"))
         command = [os.path.abspath(sys.executable), "-m", "kvmkit"]
         extra = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if os.environ.get("PYTHONPATH") else []
-        command = [*extra, *command]
+        command = [launcher] if os.path.isfile(launcher) else [*extra, *command]
     else:
         found = shutil.which("kvmkit", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         command = ["kvmkit"] if found else [os.path.abspath(program)]

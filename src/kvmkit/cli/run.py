@@ -3,149 +3,126 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from kvmkit.errors import BadInput, GuestFault, KvmkitError
+from kvmkit.cli.parser import seconds, whole_number
+from kvmkit.cli.verbs import VERBS
+from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
-    from kvmkit.machine import End, Machine, MachineSpec
+    from kvmkit.machine import MachineSpec
 
-SUMMARY = "run a command, or a shell, in a VM"
+SUMMARY = VERBS["run"].summary
+TAKES_COMMAND = True
 DEFAULT_IMAGE = "debian"
-DEMONSTRATION = ["sh", "-c", '. /etc/os-release; echo "$PRETTY_NAME, kernel $(uname -r), in a VM of kvmkit"; uptime']
-SHELL = ["/bin/sh", "-l"]
-TIMED_OUT = 124
-HELLO_SECONDS = 300.0
-"""A guest that has not reached its agent by then hangs: the slowest boot seen took a tenth of it."""
-ESCAPE = b"\x1d"  # Ctrl-]
+BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
+
+DESCRIPTION = """\
+Boot IMAGE (debian, built on first use) in a new VM, run COMMAND in it, and end it. COMMAND's input, output and
+exit status are yours. Without COMMAND: a shell on a terminal, elsewhere a short demonstration."""
 
 EPILOG = """\
 examples:
-  kvmkit run                                    a shell (without a terminal: a short demonstration)
+  kvmkit run                                    a shell
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
-  kvmkit run --memory 1G --cpus 2 -- make -j2   two vCPUs need --accel kvm
+  echo hello | kvmkit run -- tr a-z A-Z         so is its input
+  kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
 
-exit status: the command's own; 2 bad input, found before anything starts; 1 the guest or kvmkit failed;
-124 --timeout; 130 Ctrl-C; 143 SIGTERM; with --debug-exit, (value << 1) | 1.
-"""
+exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout; 130 Ctrl-C; 143 SIGTERM;
+with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "kvmkit run [IMAGE] [options] [-- COMMAND ...]"
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("image", nargs="?", metavar="IMAGE", help=f"guest image (default: {DEFAULT_IMAGE}, built on first use)")
+    add("image", nargs="?", metavar="IMAGE", help=f"the guest image (default: {DEFAULT_IMAGE})")
     add("--accel", default="auto", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
     add("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
-    add("--cpus", default="1", metavar="N", help="vCPUs (default: 1; more on kvm only)")
-    add("--cpu", metavar="MODEL", help="CPU model with features, such as host or x86-64-v2,+aes (default: max)")
-    add("--kernel", metavar="PATH", help="a bzImage, vmlinux or multiboot kernel instead of the image's")
+    add("--cpus", type=whole_number, default=1, metavar="N", help="vCPUs (default: 1; more on kvm only)")
+    add("--cpu", default="max", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
+    add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
+    add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", default=[], metavar="PATH", help="an initramfs; may be given several times")
-    add("--append", default="", metavar="TEXT", help="more kernel parameters")
-    add("--console", action="store_true", help="the guest's serial console on this terminal (Ctrl-] leaves)")
-    add("--debug-exit", action="store_true", help="a write of v to port 0xf4 ends the VM with status (v << 1) | 1")
-    add("--timeout", metavar="SECONDS", help="end the VM after this long, with exit status 124")
-    add("--stats", metavar="FILE", help="write times, exits and memory as JSON")
+    add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
+    add("--console", action="store_true", help="the guest's first serial port on this terminal; Ctrl-] x leaves")
+    add("--debug-exit", action="store_true", help="writing V to port 0xf4 ends the VM with status (V << 1) | 1")
+    add("--timeout", type=seconds, metavar="SECONDS", help="end the VM after that long, with status 124")
+    add("--stats", metavar="FILE", help="write times, exits and memory there, as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    spec, agent = _specify(args)
-    if args.stats is not None:
-        _check_writable(args.stats)
-    from kvmkit.machine import Machine
+    from kvmkit.cli import session, stats_file
 
-    signal.signal(signal.SIGTERM, _terminate)
-    keys, typed = os.pipe()
-    machine = Machine(spec, console_in=keys, warn=_warn, started_ns=args.started_ns or None)
-    try:
-        if agent and not args.console:
-            return _command(machine, args.command)
-        return _console(machine, typed)
-    finally:
-        machine.close()
-        os.close(keys)
-        os.close(typed)
-        if args.stats is not None:
-            with open(args.stats, "wb") as file:
-                file.write(machine.stats.json())
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
-def _warn(text: str) -> None:
-    print(f"kvmkit: {text}", file=sys.stderr)
+    spec, with_agent = _specify(args)
+    stats_file.check(args.stats)
+    return session.run(
+        spec,
+        command=args.command,
+        with_agent=with_agent,
+        tty=args.tty,
+        stats=args.stats,
+        started_ns=args.started_ns or None,
+    )
 
 
 def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
-    """The machine to be, and whether its guest has our agent. BadInput for what can't be."""
+    """The machine to be, and whether its guest has our agent. BadInput for what can't be, before an image is built."""
+    from kvmkit.accel import cpuid
     from kvmkit.accel.choose import choose
     from kvmkit.machine import MachineSpec, parse_size
 
-    if args.command == []:
-        raise BadInput("nothing stands behind --; give a command, or leave -- away")
-    if args.console and args.command:
-        raise BadInput("--console shows the serial console, where no command of ours runs; leave one of them away")
+    if args.console and (args.command or args.tty):
+        raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
     memory = parse_size(args.memory)
-    cpus = _number(args.cpus, "--cpus")
-    timeout = None if args.timeout is None else _seconds(args.timeout)
-    choose(args.accel)  # an unknown engine, or none: before an image is built for it
-    # A kernel of the user's own runs alone unless an image, or a command to run in one, is asked for.
-    with_image = args.kernel is None or args.image is not None or args.command is not None
-    parameters = ["console=ttyS0"]
-    initrd = list(args.initrd)
-    kernel = args.kernel
-    if with_image:
-        image = _image(args.image or DEFAULT_IMAGE)
-        kernel = kernel or str(image.kernel)
-        initrd = initrd or [str(image.initrd)]
-        parameters += [image.append, "panic=-1", f"kvmkit.channel={'console' if args.console else 'ttyS1'}"]
-        if args.console:
-            parameters.append("loglevel=6")
+    cpuid.parse(args.cpu)
+    choose(args.accel)
+    # A kernel of the user's own runs alone, unless an image or a command to run in it is given too.
+    alone = args.kernel is not None and args.image is None and not args.command
+    if args.initrd and args.kernel is None:
+        raise BadInput("--initrd goes with --kernel: an image has its own")
+    kernel, initrd, append = args.kernel, list(args.initrd), args.append or ""
+    if alone:
+        if args.append is None and not _is_multiboot(kernel):
+            append = BARE_KERNEL_APPEND
+    else:
+        parameters = ["console=ttyS0", "panic=-1"]
+        if not (kernel and initrd and args.image is None):
+            image = _image(args.image or DEFAULT_IMAGE)
+            kernel = kernel or str(image.kernel)
+            initrd = initrd or [str(image.initrd)]
+            parameters.append(image.append)
+        parameters += ["kvmkit.channel=console", "loglevel=7"] if args.console else []
+        append = " ".join([*parameters, append]).strip()
     spec = MachineSpec(
-        kernel=str(kernel),
+        kernel=kernel,
         initrd=tuple(initrd),
-        append=" ".join([*parameters, args.append]).strip() if with_image else args.append,
+        append=append,
         accel=args.accel,
-        cpu=args.cpu or "max",
-        cpus=cpus,
+        cpu=args.cpu,
+        cpus=args.cpus,
         memory=memory,
-        console="attach" if args.console or not with_image else "log",
+        console="attach" if args.console or alone else "log",
         debug_exit=args.debug_exit,
-        timeout=timeout,
+        timeout=args.timeout,
     )
     spec.check()
-    return spec, with_image
+    return spec, not alone and not args.console
 
 
-def _number(text: str, option: str) -> int:
+def _is_multiboot(kernel: str) -> bool:
+    """Its command line is its own business: nothing is put there that was not asked for."""
+    from kvmkit.boot import multiboot
+
     try:
-        return int(text)
-    except ValueError:
-        raise BadInput(f"{option} {text}: not a number") from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadInput(f"--timeout {text}: not a number of seconds") from None
-
-
-def _check_writable(path: str) -> None:
-    try:
-        with open(path, "ab"):
-            pass
-    except OSError as error:
-        raise BadInput(f"--stats {path}: {error.strerror}") from None
+        with open(kernel, "rb") as file:
+            return multiboot.find(file.read(multiboot.SEARCH)) is not None
+    except OSError:
+        return False  # said in full when it is loaded
 
 
 def _image(name: str) -> GuestImage:
@@ -153,94 +130,8 @@ def _image(name: str) -> GuestImage:
     from kvmkit.guest import images
     from kvmkit.guest.progress import Shown
 
+    if name not in images.NAMES:
+        known = ", ".join(images.NAMES)
+        raise BadInput(f"no guest image {name!r}, known: {known}; a command goes after --: kvmkit run -- {name}")
     with Shown() as progress:
         return images.ensure(name, progress)
-
-
-def _command(machine: Machine, command: list[str] | None) -> int:
-    """Run the user's command by the agent; its streams are ours."""
-    from kvmkit.guest.client import AgentClient, AgentGone, Woken
-
-    interactive = command is None and os.isatty(0) and os.isatty(1)
-    argv = command or (SHELL if interactive else DEMONSTRATION)
-    client = AgentClient(machine.agent_fd, wake=machine.ended_fd)
-    try:
-        machine.start()
-        client.wait_hello(HELLO_SECONDS)
-        machine.stats.mark("user_space")
-        status = client.run(argv, tty=interactive, stdin=0 if command or interactive else None)
-        machine.stats.mark("command_end")
-        return status
-    except (Woken, AgentGone) as gone:
-        end = machine.wait(timeout=5)
-        if end is None:
-            raise _hung(machine, str(gone)) from None
-        return _status(machine, end)
-
-
-def _console(machine: Machine, typed: int) -> int:
-    """The serial console on this terminal, until the machine ends or the user leaves."""
-    from kvmkit import terminal
-
-    attended = os.isatty(0) and os.isatty(1)
-    if attended:
-        _warn("the guest's console; Ctrl-] ends it")
-    with terminal.raw(0 if attended else -1):
-        machine.start()
-        _pass_keys(machine, typed, ESCAPE if attended else b"")
-    end = machine.wait()
-    assert end is not None
-    return _status(machine, end)
-
-
-def _pass_keys(machine: Machine, typed: int, escape: bytes) -> None:
-    """Carry standard input to the console until the machine ends; the escape key stops it."""
-    import select
-
-    poll = select.poll()
-    poll.register(machine.ended_fd, select.POLLIN)
-    poll.register(0, select.POLLIN)
-    os.set_blocking(typed, False)
-    while True:
-        ready = dict(poll.poll())
-        if machine.ended_fd in ready:
-            return
-        data = os.read(0, 1024)
-        if escape and escape in data:
-            machine.stop("left by the escape key")
-            return
-        if not data:
-            poll.unregister(0)
-        else:
-            try:
-                os.write(typed, data)
-            except BlockingIOError:
-                pass  # the guest takes nothing: what is typed is lost, as on a real line
-
-
-def _hung(machine: Machine, why: str) -> KvmkitError:
-    return GuestFault(f"{why}; see what it said, or try --console", _last_words(machine))
-
-
-def _last_words(machine: Machine) -> str:
-    text = machine.console.text(20)
-    return f"the end of the guest's console:\n{text}" if text.strip() else ""
-
-
-def _status(machine: Machine, end: End) -> int:
-    """Our exit status for the machine's end, and a word about an end that nobody asked for."""
-    from kvmkit.machine import EndReason
-
-    match end.reason:
-        case EndReason.DEBUG_EXIT:
-            return end.status & 0xFF
-        case EndReason.POWEROFF | EndReason.STOPPED:
-            return 0
-        case EndReason.TIMEOUT:
-            _warn("--timeout: the time is over")
-            return TIMED_OUT
-        case EndReason.RESET:
-            raise GuestFault("the guest reset its machine; did its kernel panic?", _last_words(machine))
-        case _:
-            report = "\n".join([_last_words(machine), end.report]).strip()
-            raise GuestFault(f"the guest can't go on: {end.detail}", report)

@@ -24,6 +24,8 @@ UPDATE_WARNING_NS = 244_000
 """So long before an update, UIP says that the time is about to change."""
 DAY = 86_400
 CRYSTAL_HZ = 32_768
+LAST_YEAR = 2200
+"""The latest a guest can set: nanoseconds since 1970 fit in 63 bits until 2262."""
 PM = 0x80
 ANY = 0xC0
 """An alarm byte with both upper bits set matches every value."""
@@ -91,8 +93,8 @@ class RtcState(msgspec.Struct, forbid_unknown_fields=True):
     memory: Annotated[bytes, Meta(min_length=CMOS_BYTES, max_length=CMOS_BYTES)]
     index: Annotated[int, Meta(ge=0, lt=CMOS_BYTES)] = 0
     flags: Annotated[int, Meta(ge=0, le=0xF0)] = 0
-    offset_ns: Annotated[int, Meta(ge=-(2**63), lt=2**63)] = 0
-    seen_ns: Annotated[int, Meta(ge=-(2**63), lt=2**63)] = 0
+    offset_ns: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
+    seen_ns: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
 
 
 class Rtc(Device):
@@ -164,7 +166,7 @@ class Rtc(Device):
         """Make the registers' time the time of now. What is no time (month 0, day 99) is brought into range."""
         memory = self.memory
         year = self._decode(memory[Reg.CENTURY]) * 100 + self._decode(memory[Reg.YEAR])
-        year = min(max(year, 1970), 9999)
+        year = min(max(year, 1970), LAST_YEAR)
         month = min(max(self._decode(memory[Reg.MONTH]), 1), 12)
         day = min(max(self._decode(memory[Reg.DAY]), 1), calendar.monthrange(year, month)[1])
         hour = min(self._decode_hour(memory[Reg.HOURS]), 23)

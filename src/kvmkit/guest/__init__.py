@@ -1,0 +1,1 @@
+"""Guests: images, the agent inside, and the client that talks to it. Knows nothing of machines."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import zlib
 from pathlib import Path
 
@@ -30,6 +28,9 @@ def source_key() -> str:
 
 def compile_agent(directory: Path) -> bytes:
     """The agent's executable; `directory` is for the compiler's files. HostError: no compiler, or it fails."""
+    import shutil  # these two cost those who have the image already some milliseconds
+    import subprocess
+
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if not compiler:
         raise HostError("building the guest image needs a C compiler: apt-get install gcc libc6-dev")

@@ -113,11 +113,11 @@ class AgentClient:
         self._out += frame
         return command
 
-    def wait(self, command: Command, timeout: float | None = None, escape: bytes = b"") -> int:
+    def wait(self, command: Command, timeout: float | None = None, escape: terminal.EscapeKey | None = None) -> int:
         """Until the command has ended and its output is written. Returns its status: 128 + n for a signal.
 
-        Moves the data of all commands meanwhile. `escape`: a byte that, read from a terminal command's stdin,
-        raises Escaped. CommandTimeout after `timeout` seconds.
+        Moves the data of all commands meanwhile. `escape`: the keys that, read from a terminal command's stdin,
+        raise Escaped. CommandTimeout after `timeout` seconds.
         """
         end = _deadline(timeout)
         while not command.done:
@@ -137,7 +137,7 @@ class AgentClient:
         stdout: int | None = 1,
         stderr: int | None = 2,
         timeout: float | None = None,
-        escape: bytes = b"",
+        escape: terminal.EscapeKey | None = None,
     ) -> int:
         """`start` and `wait`. With `tty`, stdin's terminal is raw meanwhile, and its size is the command's.
 
@@ -203,7 +203,11 @@ class AgentClient:
         return CommandTimeout(f"{command.name}: did not end within {timeout or 0:g} s")
 
     def _turn_for(
-        self, command: Command, end: float | None, escape: bytes = b"", slice_seconds: float | None = None
+        self,
+        command: Command,
+        end: float | None,
+        escape: terminal.EscapeKey | None = None,
+        slice_seconds: float | None = None,
     ) -> bool:
         """`_turn`, for a command that may have ended just before the guest did: then its status counts."""
         try:
@@ -214,7 +218,9 @@ class AgentClient:
                 return True
             raise
 
-    def _turn(self, end: float | None, escape: bytes = b"", slice_seconds: float | None = None) -> bool:
+    def _turn(
+        self, end: float | None, escape: terminal.EscapeKey | None = None, slice_seconds: float | None = None
+    ) -> bool:
         """Wait for something to do and do it. False: `end` (of the monotonic clock) has come."""
         left = None if end is None else end - time.monotonic()
         if left is not None and left <= 0:
@@ -347,7 +353,7 @@ class AgentClient:
                     if not poll.poll(1000) or not output.write():
                         output.discard()
 
-    def _read_input(self, command: Command, escape: bytes) -> None:
+    def _read_input(self, command: Command, escape: terminal.EscapeKey | None) -> None:
         assert command.stdin is not None
         try:
             data = os.read(command.stdin, min(DATA_MAX, command.window))
@@ -355,8 +361,12 @@ class AgentClient:
             return
         except OSError:  # a terminal that hung up
             data = b""
-        if escape and command.tty and escape in data:
-            raise Escaped("left by the escape key")
+        if escape is not None and command.tty and data:
+            data = escape.feed(data)
+            if escape.pressed:
+                raise Escaped("left by the escape key")
+            if not data:  # half of it; empty data would mean the end of the input
+                return
         command.window -= len(data)
         self._out += encode(Type.STDIN, command.id, data)
         if not data:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -88,7 +87,7 @@ def remove(name: str = "debian") -> None:
     directory = _directory(name)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _locked(directory.with_name(directory.name + ".lock"), Silent()):
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove_tree(directory)
 
 
 def _directory(name: str) -> Path:
@@ -132,7 +131,7 @@ def _build(directory: Path, progress: Progress) -> GuestImage:
 
     # We hold the lock, so whatever is here was left by a build that was killed.
     for stale in directory.parent.glob(f".{directory.name}.*"):
-        shutil.rmtree(stale, ignore_errors=True)
+        _remove_tree(stale)
     work = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
         (work / "image").mkdir(parents=True)
@@ -146,13 +145,13 @@ def _build(directory: Path, progress: Progress) -> GuestImage:
             _write(work / "image" / name, data)
         _sync(work / "image")
         if directory.exists():  # damaged
-            shutil.rmtree(directory)
+            _remove_tree(directory)
         (work / "image").rename(directory)
         _sync(directory.parent)
     except OSError as error:
         raise HostError(f"can't build the guest image in {directory.parent}: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove_tree(work)
         progress.close()
     image = _load(directory)
     assert image is not None
@@ -172,6 +171,12 @@ def _sync(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _remove_tree(path: Path) -> None:
+    import shutil  # loads compression libraries
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _sha256(data: bytes) -> str:

@@ -33,7 +33,7 @@ def modinfo(module: bytes, path: str = "module") -> list[tuple[str, str]]:
                 pairs = module[offset : offset + length].split(b"\0")
                 return [(k.decode(), v.decode()) for k, _, v in (pair.partition(b"=") for pair in pairs if pair)]
         raise ValueError("no .modinfo section")
-    except (struct.error, ValueError, IndexError) as error:
+    except (OverflowError, struct.error, ValueError, IndexError) as error:
         raise KvmkitError(f"{path}: can't be read as a kernel module: {error}") from None
 
 

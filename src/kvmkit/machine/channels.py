@@ -91,7 +91,10 @@ class Pump:
             self._thread.join()
         for channel in self._channels:
             channel.port.notify = _nothing
-            _drain(channel.port)
+            try:
+                _drain(channel.port)
+            except Exception as error:  # a sink that is broken: the rest must be closed all the same
+                self._failed(error)
         for device in self._timed:
             device.rearm = _nothing
         if self._wake >= 0:

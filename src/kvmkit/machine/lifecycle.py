@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -235,6 +234,8 @@ class Machine:
 
     def _broken(self, where: str, error: Exception) -> None:
         """Something here failed while the guest ran: a fault of the machine's, not of its user's."""
+        import traceback  # not on the way to a run that goes well
+
         text = "" if isinstance(error, KvmkitError) else "".join(traceback.format_exception(error))
         self._finish(End(EndReason.FAULT, detail=f"{where}: {error or type(error).__name__}", report=text))
 
@@ -309,8 +310,10 @@ class Machine:
         if pump is not None:
             pump.close()
         if board is not None:
-            self.stats.add_exits(board.exits())
-            board.close()
+            try:
+                self.stats.add_exits(board.exits())
+            finally:
+                board.close()
 
     def _over(self) -> None:
         """The last step; `_changed` is held."""

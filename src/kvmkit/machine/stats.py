@@ -15,6 +15,8 @@ class Report(msgspec.Struct, kw_only=True):
     """The JSON of --stats. Times are milliseconds since the start; null: it did not come to that."""
 
     accel: str = ""
+    started_ns: int = 0
+    """The start, on the host's monotonic clock: who started this process can put the times on its own scale."""
     first_instruction_ms: float | None = None
     kernel_first_line_ms: float | None = None
     user_space_ms: float | None = None
@@ -45,7 +47,13 @@ class Stats:
         """The numbers of now; `running` are exits of vCPUs that have not been added."""
         times = {f"{name}_ms": (at - self.started_ns) / 1e6 for name, at in self._moments.items()}
         exits = self.exits + Counter(running or {})
-        return Report(accel=self.accel, exits=dict(sorted(exits.items())), peak_rss_bytes=peak_rss(), **times)
+        return Report(
+            accel=self.accel,
+            started_ns=self.started_ns,
+            exits=dict(sorted(exits.items())),
+            peak_rss_bytes=peak_rss(),
+            **times,
+        )
 
     def json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self.report()), indent=2) + b"\n"

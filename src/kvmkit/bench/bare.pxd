@@ -1,0 +1,1 @@
+from kvmkit.accel.kvm.vcpu cimport KvmVcpu

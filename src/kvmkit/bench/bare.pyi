@@ -1,0 +1,3 @@
+from kvmkit.accel.kvm.vcpu import KvmVcpu
+
+def reenter(vcpu: KvmVcpu, out: int) -> int: ...

@@ -1,0 +1,71 @@
+"""`kvmkit qemu`: QEMU's own command line, on our machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kvmkit.errors import BadInput
+
+SUMMARY = "run what QEMU's own command line describes"
+
+EPILOG = """\
+examples:
+  kvmkit qemu -enable-kvm -cpu host -m 1G -kernel vmlinuz -append console=ttyS0 -nographic
+  kvmkit qemu --show -m 1024 -hda disk.img      what is understood by it, as JSON, and what is not there
+
+An option that we don't have is refused by its name, with the nearest that we do.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "kvmkit qemu [--show] QEMU's ARGUMENTS"
+    parser.epilog = EPILOG
+    parser.add_argument("arguments", nargs="*", metavar="ARGUMENTS", help="as for qemu-system-x86_64")
+    # QEMU's options are for its own parser: nothing here is an option of argparse's.
+    parser.prefix_chars = "\0"
+    parser.set_defaults(parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    words: list[str] = args.arguments
+    if words in (["-h"], ["-help"], ["--help"]):
+        print(args.parser.format_help(), end="")
+        return 0
+    from kvmkit.manager.fit import lacking, unasked
+    from kvmkit.manager.qemu_args import parse
+
+    show = words[:1] == ["--show"]
+    description = parse(words[1:] if show else words)
+    missing = lacking(description)
+    if show:
+        import msgspec
+
+        told = msgspec.json.encode({"machine": description, "lacking": missing})
+        print(msgspec.json.format(told, indent=2).decode())
+        return 0
+    if missing:
+        raise BadInput(f"qemu: this machine does not have {'; '.join(missing)}")
+    for text in unasked(description):
+        print(f"kvmkit: {text}", file=sys.stderr)
+    from kvmkit.cli.run import run as run_machine
+
+    return run_machine(
+        argparse.Namespace(
+            image=None,
+            accel=description.accel,
+            memory=f"{description.memory.size // 1024}K",
+            cpus=description.cpus,
+            cpu=description.cpu or "max",
+            kernel=description.kernel,
+            initrd=list(description.initrd),
+            append=description.append,
+            console=True,
+            tty=False,
+            debug_exit=description.debug_exit,
+            timeout=None,
+            stats=None,
+            command=None,
+            started_ns=args.started_ns,
+        )
+    )

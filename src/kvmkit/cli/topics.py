@@ -1,0 +1,74 @@
+"""What `kvmkit help` explains beside the verbs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Topic(NamedTuple):
+    summary: str
+    text: str
+
+
+EXIT_STATUS = """
+Exit statuses of `kvmkit run`
+
+  0-255     the command's own, when it ran; a shell's 126 or 127 when it could not be started,
+            128 + N when signal N ended it in the guest
+  odd       with --debug-exit, (V << 1) | 1 when the guest wrote V to port 0xf4 (the low 8 bits count)
+  0         without a command: the guest powered off, or you left by the escape key
+
+  1         kvmkit could not do it: the host lacks something, or the guest powered off before its command
+            ended, restarted, panicked, triple-faulted, or met what the engine can't go on from
+  2         bad input, found before anything started
+  124       --timeout ran out
+  129 130 143   kvmkit itself was ended by SIGHUP, Ctrl-C (SIGINT) or SIGTERM
+  141       nobody reads standard output any more (SIGPIPE)
+
+A command can end with any of these numbers too. When it was kvmkit, and not the command, there is a line
+on standard error that begins with `kvmkit: `; only for 129, 130, 141 and 143, which you caused, there is none.
+
+`kvmkit doctor` and `kvmkit guest check` have statuses of their own; see their help.
+"""
+
+ENGINES = """
+Engines (--accel)
+
+  kvm    the guest runs on the processor, through /dev/kvm
+  tcg    the guest runs on a software CPU: anywhere, and many times slower; one vCPU
+  auto   kvm where it is really faster, else tcg
+
+/dev/kvm can be there and be of no use: a VM whose own host gives it no VT-x or AMD-V may have one that
+interprets each instruction of a guest's kernel. So `auto` measures it, once for each boot of the host;
+`kvmkit accel` shows what was found.
+"""
+
+KERNELS = """
+Kernels (--kernel)
+
+  a bzImage          unpacked on the host and entered by Linux's 64-bit boot protocol; what can't be
+                     unpacked here runs its own decompressor
+  an ELF vmlinux     the same, x86-64
+  an ELF multiboot   multiboot 1, 32-bit entry; each --initrd becomes a module
+
+With --kernel and no command, the first serial port is on your terminal (as with --console). With --kernel,
+--append is the whole kernel command line; without it that is `console=ttyS0 panic=-1`.
+A command needs kvmkit's agent in the guest: in kvmkit's images it is, in another initrd it must be /init.
+"""
+
+FILES = """
+Files
+
+  ~/.cache/kvmkit          what can be made again: guest images, unpacked kernels, the measurement of /dev/kvm
+  ~/.local/share/kvmkit    what can't
+  $XDG_RUNTIME_DIR/kvmkit  what ends with the login
+
+XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one directory.
+"""
+
+TOPICS: dict[str, Topic] = {
+    "exit-status": Topic("what each exit status means", EXIT_STATUS),
+    "engines": Topic("kvm and tcg, and which is taken", ENGINES),
+    "kernels": Topic("which kernels can be started, and how", KERNELS),
+    "files": Topic("where kvmkit keeps things", FILES),
+}

@@ -1,0 +1,1 @@
+"""The VMs of this user: what each is to be, and how others' descriptions of a VM are read."""

@@ -1,0 +1,346 @@
+"""QEMU's own command line (qemu-system-x86_64(1)) -> Description. What we don't have is refused by its name."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from kvmkit.errors import BadInput
+from kvmkit.manager.description import MIB, Description, Firmware, Memory, Serial
+from kvmkit.manager.qemu_devices import Devices
+from kvmkit.manager.qemu_options import Pairs, refuse, split_commas, split_options
+
+Accel = Literal["auto", "kvm", "tcg"]
+Board = Literal["pc", "q35", "microvm"]
+
+SIZE_UNITS = {"": MIB, "b": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30, "t": 1 << 40}
+LARGEST = 1 << 52
+
+
+def parse(words: list[str]) -> Description:
+    """Translate the arguments after `qemu-system-x86_64`. Raises BadInput, in one line, for what can't be done."""
+    try:
+        return _Translation(words).result()
+    except BadInput as error:  # one line, whatever the words hold
+        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(error))
+        raise BadInput(line) from None
+
+
+def size_of(text: str, option: str) -> int:
+    """QEMU's sizes: a bare number is MiB; K, M, G, T; 1.5G."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([bkmgt]?)", text.strip(), re.IGNORECASE | re.ASCII)
+    if not found:
+        raise BadInput(f"qemu -{option} {text}: is no size; write it like 1024, 512M or 2G")
+    size = int(float(found[1]) * SIZE_UNITS[found[2].lower()])
+    if not 0 < size <= LARGEST:
+        raise BadInput(f"qemu -{option} {text}: no machine has that much memory")
+    return size
+
+
+class _Translation:
+    def __init__(self, words: list[str]) -> None:
+        self.devices = Devices()
+        self.accels: list[str] = []
+        self.board: Board = "pc"
+        self.memory = 128 * MIB
+        self.memory_path, self.preallocate = "", False
+        self.backends: dict[str, Memory] = {}
+        self.memory_backend = ""
+        self.cpu, self.cpus = "", 1
+        self.texts: dict[str, str] = {}
+        self.initrd: list[str] = []
+        self.serials: list[Serial] = []
+        self.display: str | None = None
+        self.vnc = ""
+        self.graphic, self.snapshot, self.daemonize, self.reboot = True, False, False, True
+        self.secure, self.no_serial, self.defaults = False, False, True
+        self.boot_order = ""
+        for name, argument in split_options(words):
+            handler = getattr(self, f"_{(name or 'hda').replace('-', '_')}", None)
+            if handler is not None:
+                handler(argument)
+            elif name in ("kernel", "append", "bios", "pidfile", "uuid"):
+                self.texts[name] = argument
+            elif name in ("hda", "hdb", "hdc", "hdd", "cdrom", ""):
+                self.devices.drive_letter(name or "hda", argument)
+
+    # Options without more to them
+    def _enable_kvm(self, _: str) -> None:
+        self.accels.append("kvm")
+
+    def _mem_prealloc(self, _: str) -> None:
+        self.preallocate = True
+
+    def _mem_path(self, argument: str) -> None:
+        self.memory_path = argument
+
+    def _nographic(self, _: str) -> None:
+        self.graphic = False
+
+    def _snapshot(self, _: str) -> None:
+        self.snapshot = True
+
+    def _daemonize(self, _: str) -> None:
+        self.daemonize = True
+
+    def _no_reboot(self, _: str) -> None:
+        self.reboot = False
+
+    def _nodefaults(self, _: str) -> None:
+        self.defaults = False
+
+    def _initrd(self, argument: str) -> None:
+        self.initrd = split_commas(argument)
+
+    # Processor, memory, board
+    def _accel(self, argument: str) -> None:
+        pairs = Pairs("accel", argument, "accel")
+        self.accels += pairs.get("accel").split(":")
+        pairs.ignore("thread", "kernel-irqchip", "tb-size", "split-wx", "one-insn-per-tb")
+        pairs.finish()
+
+    def _machine(self, argument: str) -> None:
+        pairs = Pairs("machine", argument, "type")
+        kind = pairs.get("type", "pc")
+        for board in ("q35", "microvm", "pc"):
+            if kind == board or kind.startswith(f"{board}-") or (board == "q35" and kind.startswith("pc-q35-")):
+                self.board = board
+                break
+        else:
+            raise refuse(f"-machine {kind}", "it has pc, q35 and microvm")
+        if accel := pairs.get("accel"):
+            self.accels += accel.split(":")
+        self.memory_backend = pairs.get("memory-backend", self.memory_backend)
+        self.secure = pairs.flag("smm", self.secure)
+        for key in ("pflash0", "pflash1"):
+            if node := pairs.get(key):
+                self.devices.flash_node(node)
+        pairs.ignore(
+            "usb", "vmport", "hpet", "dump-guest-core", "mem-merge", "kernel_irqchip", "kernel-irqchip", "acpi"
+        )
+        pairs.ignore("graphics", "pit", "pic", "rtc", "isa-serial", "x-option-roms", "auto-kernel-cmdline", "pcie")
+        pairs.finish()
+
+    _M = _machine
+
+    def _cpu(self, argument: str) -> None:
+        model, *properties = split_commas(argument)
+        changes = []
+        for word in properties:
+            key, equals, value = word.partition("=")
+            if key in ("check", "enforce", "migratable", "host-cache-info", "l3-cache", "hv-passthrough"):
+                continue
+            if equals:
+                if value not in ("on", "off"):
+                    raise refuse(f"-cpu ...,{word}", "features are switched by +NAME and -NAME")
+                changes.append(f"{'+' if value == 'on' else '-'}{key}")
+            elif key[:1] in ("+", "-") and key[1:]:
+                changes.append(key)
+            else:
+                changes.append(f"+{key}")
+        self.cpu = ",".join([model, *changes])
+
+    def _smp(self, argument: str) -> None:
+        pairs = Pairs("smp", argument, "cpus")
+        shape = [pairs.number(key, 1, 4096) for key in ("sockets", "dies", "clusters", "cores", "threads")]
+        cpus, most = pairs.number("cpus", 1, 4096), pairs.number("maxcpus", 1, 4096)
+        pairs.finish()
+        product = 1
+        for count in shape:
+            product *= count or 1
+        told = product if any(count is not None for count in shape) else None
+        self.cpus = cpus or most or told or 1
+        if most is not None and most != self.cpus:
+            raise refuse(f"-smp maxcpus={most}", "CPUs can't be added later; give as many as the guest is to have")
+        if told is not None and told != self.cpus and not (shape.count(None) and self.cpus % told == 0):
+            raise BadInput(f"qemu -smp {argument}: sockets, cores and threads make {told} CPUs, not {self.cpus}")
+
+    def _m(self, argument: str) -> None:
+        pairs = Pairs("m", argument, "size")
+        self.memory = size_of(pairs.need("size"), "m")
+        for key in ("slots", "maxmem"):
+            if value := pairs.get(key):
+                raise refuse(f"-m {key}={value}", "memory can't be added later; give what the guest is to have")
+        pairs.finish()
+
+    def _object(self, argument: str) -> None:
+        pairs = Pairs("object", argument, "qom-type")
+        kind, id = pairs.need("qom-type"), pairs.need("id")
+        if kind in ("rng-random", "rng-builtin"):
+            pairs.ignore("filename")
+            self.devices.rngs.add(id)
+        elif kind in ("memory-backend-ram", "memory-backend-file", "memory-backend-memfd"):
+            path = pairs.need("mem-path") if kind == "memory-backend-file" else ""
+            self.backends[id] = Memory(
+                size=size_of(pairs.need("size"), "object size"),
+                path=path,
+                hugepages=pairs.flag("hugetlb"),
+                preallocate=pairs.flag("prealloc"),
+                shared=pairs.flag("share"),
+            )
+            pairs.ignore("merge", "dump", "hugetlbsize", "prealloc-threads", "discard-data", "seal", "align")
+        elif kind == "iothread":
+            pass  # every device of ours has a thread of its own
+        else:
+            raise refuse(f"-object {kind}", "it has memory-backend-ram, -file and -memfd, rng-random and iothread")
+        pairs.finish()
+
+    def _numa(self, argument: str) -> None:
+        pairs = Pairs("numa", argument, "type")
+        if pairs.get("type") != "node" or self.memory_backend:
+            raise refuse(f"-numa {argument}", "a guest has one NUMA node")
+        self.memory_backend = pairs.need("memdev")
+        pairs.ignore("nodeid", "cpus")
+        pairs.finish()
+
+    def _rtc(self, argument: str) -> None:
+        pairs = Pairs("rtc", argument, "base")
+        base = pairs.get("base", "utc")
+        if base != "utc":
+            raise refuse(f"-rtc base={base}", "the clock is in UTC")
+        pairs.ignore("clock", "driftfix")
+        pairs.finish()
+
+    # Devices
+    def _drive(self, argument: str) -> None:
+        self.devices.drive(argument)
+
+    def _pflash(self, argument: str) -> None:
+        self.devices.flash(argument, readonly=False)
+
+    def _blockdev(self, argument: str) -> None:
+        self.devices.blockdev(argument)
+
+    def _device(self, argument: str) -> None:
+        self.devices.device(argument)
+
+    def _netdev(self, argument: str) -> None:
+        self.devices.netdev(argument)
+
+    def _nic(self, argument: str) -> None:
+        self.devices.nic(argument)
+
+    def _vga(self, argument: str) -> None:
+        if argument not in ("none", "virtio"):
+            raise refuse(f"-vga {argument}", "it has -vga virtio and -vga none")
+        self.devices.graphics = argument == "virtio"
+
+    # What the user sees of it
+    def _serial(self, argument: str) -> None:
+        kind, _, rest = argument.partition(":")
+        if argument in ("stdio", "mon:stdio"):
+            self.serials.append(Serial(kind="stdio"))
+        elif argument in ("pty", "null"):
+            self.serials.append(Serial(kind="pty" if argument == "pty" else "null"))
+        elif argument == "none":
+            self.no_serial = True
+        elif kind in ("file", "unix") and rest:
+            path, *words = rest.split(",") if kind == "unix" else [rest]
+            for word in words:
+                if word.partition("=")[0] not in ("server", "nowait", "wait"):
+                    raise refuse(f"-serial {argument}", "a socket of ours is made with unix:PATH,server,nowait")
+            self.serials.append(Serial(kind="file" if kind == "file" else "unix", path=path))
+        else:
+            raise refuse(f"-serial {argument}", "it has stdio, file:PATH, unix:PATH, pty, null and none")
+
+    def _vnc(self, argument: str) -> None:
+        where, *words = split_commas(argument)
+        if words:
+            raise refuse(f"-vnc ...,{words[0]}", "give the display only, as in -vnc :0 or -vnc unix:PATH")
+        if where == "none":
+            return
+        if where.startswith("unix:"):
+            self.vnc = where
+        else:
+            host, colon, number = where.rpartition(":")
+            if not colon or not number.isascii() or not number.isdigit() or int(number[:9]) > 59635:
+                raise BadInput(f"qemu -vnc {argument}: is no display; write it like :0 or 127.0.0.1:1")
+            self.vnc = f"{host or '127.0.0.1'}:{5900 + int(number)}"
+        self.display = "vnc"
+
+    def _display(self, argument: str) -> None:
+        kind, _, rest = argument.partition(",")
+        if kind.startswith("vnc="):
+            self._vnc(argument.removeprefix("vnc="))
+        elif kind == "none":
+            self.display = "none"
+        elif kind in ("gtk", "sdl"):
+            self.display = "window"
+        else:
+            raise refuse(f"-display {kind}{',' if rest else ''}{rest}", "it has none, gtk, sdl and vnc=")
+
+    def _boot(self, argument: str) -> None:
+        pairs = Pairs("boot", argument, "order")
+        order = pairs.get("order")
+        if once := pairs.get("once"):
+            raise refuse(f"-boot once={once}", "use -boot order=")
+        if set(order) - set("acdnp"):
+            raise BadInput(f"qemu -boot {argument}: the order is letters of c (disk), d (CD-ROM) and n (network)")
+        if "a" in order:
+            raise refuse(f"-boot {order}", "there is no floppy drive")
+        self.boot_order = order
+        pairs.ignore("menu", "splash", "splash-time", "reboot-timeout", "strict")
+        pairs.finish()
+
+    def _name(self, argument: str) -> None:
+        pairs = Pairs("name", argument, "guest")
+        self.texts["name"] = pairs.get("guest")
+        pairs.ignore("process", "debug-threads")
+        pairs.finish()
+
+    def result(self) -> Description:
+        disks, networks, flashes = self.devices.result(self.snapshot)
+        memory = self._memory_result()
+        serials = list(self.serials)
+        if not serials and not self.no_serial and not self.graphic and self.defaults:
+            serials = [Serial(kind="stdio")]
+        display = self.display or ("window" if self.graphic and self.defaults else "none")
+        code = flashes[0] if flashes else ""
+        variables = flashes[1] if len(flashes) > 1 else ""
+        return Description(
+            name=self.texts.get("name", ""),
+            uuid=self.texts.get("uuid", ""),
+            board=self.board,
+            accel=self._accel_result(),
+            cpu=self.cpu,
+            cpus=self.cpus,
+            memory=memory,
+            kernel=self.texts.get("kernel", ""),
+            initrd=tuple(self.initrd),
+            append=self.texts.get("append", ""),
+            firmware=Firmware(bios=self.texts.get("bios", ""), code=code, variables=variables, secure=self.secure),
+            boot_order=self.boot_order,
+            disks=disks,
+            networks=networks,
+            defaults=self.defaults and self.board != "microvm" and not self.devices.no_network,
+            serials=tuple(serials),
+            display=display,  # type: ignore[arg-type] # one of the three
+            vnc=self.vnc,
+            graphics=self.devices.graphics,
+            input=tuple(self.devices.input),
+            rng=self.devices.rng,
+            balloon=self.devices.balloon,
+            vsock=self.devices.vsock,
+            debug_exit=self.devices.debug_exit,
+            reboot=self.reboot,
+            snapshot=self.snapshot,
+            daemonize=self.daemonize,
+            pidfile=self.texts.get("pidfile", ""),
+        )
+
+    def _accel_result(self) -> Accel:
+        for accel in self.accels:
+            if accel not in ("kvm", "tcg"):
+                raise refuse(f"-accel {accel}", "it has kvm and tcg")
+        # QEMU's own default is tcg; ours is what is faster here, which is what somebody who says nothing wants.
+        return {(): "auto", ("kvm",): "kvm", ("tcg",): "tcg"}.get(tuple(dict.fromkeys(self.accels)), "auto")  # type: ignore[return-value] # one of the three
+
+    def _memory_result(self) -> Memory:
+        if self.memory_backend:
+            backend = self.backends.get(self.memory_backend)
+            if backend is None:
+                raise BadInput(f"qemu: no -object has id={self.memory_backend}, which is to be the guest's memory")
+            if backend.size != self.memory:
+                raise BadInput(f"qemu: -m gives {self.memory} bytes, -object {self.memory_backend} {backend.size}")
+            return backend
+        return Memory(size=self.memory, path=self.memory_path, preallocate=self.preallocate)

@@ -1,0 +1,45 @@
+"""The ways to call kvmkit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from calling import COMMAND, Done, call, environment
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def kvmkit() -> Callable[..., Done]:
+    return call
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path) -> Callable[..., Done]:
+    """`kvmkit` as an ordinary user with a directory of its own; skipped where that can't be had."""
+    if os.getuid() != 0:
+        pytest.skip("is not root, so it is an ordinary user already")
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv (util-linux)")
+    prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    probe = subprocess.run([*prefix, *COMMAND, "--version"], env=environment(), capture_output=True)
+    if probe.returncode:
+        pytest.skip("an ordinary user can't read this Python or this checkout")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    # pytest's own directory is this user's alone; nobody has to pass through it.
+    for directory in (tmp_path, *tmp_path.parents):
+        if str(directory).startswith("/tmp/pytest"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+
+    def run(*words: str, **options: object) -> Done:
+        env = {**environment(), "KVMKIT_HOME": str(home), "HOME": "/nonexistent"}
+        return call(*words, prefix=prefix, env=env, cwd="/", **options)
+
+    return run

@@ -1,0 +1,252 @@
+"""QEMU's command line, translated: by each option what a user means by it, and by name what we don't have."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kvmkit
+from kvmkit.errors import BadInput
+from kvmkit.manager.description import Disk, Forward, Memory, Network, Serial
+from kvmkit.manager.fit import lacking
+from kvmkit.manager.qemu_args import parse
+from kvmkit.manager.qemu_options import ARGUMENTS, FLAGS, OTHER_ARGUMENTS, OTHER_FLAGS, split_commas
+
+MIB = 1 << 20
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+def test_the_pages_line_enable_kvm_cpu_host() -> None:
+    found = parse(words("-enable-kvm -cpu host"))
+    assert (found.accel, found.cpu, found.memory.size) == ("kvm", "host", 128 * MIB)
+
+
+def test_the_pages_line_enable_kvm_m_1024_mem_path_hda() -> None:
+    found = parse(words("-enable-kvm -m 1024 -mem-path /dev/hugepages -hda disk.img"))
+    assert found.accel == "kvm"
+    assert found.memory == Memory(size=1024 * MIB, path="/dev/hugepages")
+    assert found.disks == (Disk(path="disk.img", bus="ide"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("-accel kvm", "accel", "kvm"),
+        ("-accel kvm -accel tcg", "accel", "auto"),
+        ("-machine q35,accel=tcg", "accel", "tcg"),
+        ("-M pc-q35-7.2", "board", "q35"),
+        ("-machine pc-i440fx-7.2,usb=off", "board", "pc"),
+        ("--machine type=microvm", "board", "microvm"),
+        ("-cpu host,migratable=off", "cpu", "host"),
+        ("-cpu qemu64,avx=on,-svm,+aes", "cpu", "qemu64,+avx,-svm,+aes"),
+        ("-smp 4", "cpus", 4),
+        ("-smp cpus=8,sockets=1,cores=4,threads=2", "cpus", 8),
+        ("-smp sockets=2,cores=2", "cpus", 4),
+        ("-m 2G", "memory", Memory(size=2048 * MIB)),
+        ("-m size=1.5G", "memory", Memory(size=1536 * MIB)),
+        ("-m 64 -mem-prealloc", "memory", Memory(size=64 * MIB, preallocate=True)),
+        (
+            "-m 1G -object memory-backend-file,id=r,size=1G,mem-path=/dev/hugepages,share=on -machine memory-backend=r",
+            "memory",
+            Memory(size=1024 * MIB, path="/dev/hugepages", shared=True),
+        ),
+        (
+            "-m 1G -object memory-backend-memfd,id=r,size=1G,hugetlb=on,prealloc=on -numa node,memdev=r",
+            "memory",
+            Memory(size=1024 * MIB, hugepages=True, preallocate=True),
+        ),
+        ("-kernel bzImage", "kernel", "bzImage"),
+        ("-initrd a,,b,c", "initrd", ("a,b", "c")),
+        ("-name guest=web,debug-threads=on", "name", "web"),
+        ("-name web", "name", "web"),
+        ("-boot dc", "boot_order", "dc"),
+        ("-boot order=c,menu=on", "boot_order", "c"),
+        ("-nographic", "serials", (Serial(kind="stdio"),)),
+        ("-serial mon:stdio", "serials", (Serial(kind="stdio"),)),
+        ("-serial file:/tmp/a:b", "serials", (Serial(kind="file", path="/tmp/a:b"),)),
+        ("-serial unix:/run/s,server=on,wait=off", "serials", (Serial(kind="unix", path="/run/s"),)),
+        ("-serial none -nographic", "serials", ()),
+        ("-vnc :1", "vnc", "127.0.0.1:5901"),
+        ("-display vnc=unix:/run/vnc", "vnc", "unix:/run/vnc"),
+        ("-display none", "display", "none"),
+        ("-no-reboot", "reboot", False),
+        ("-nodefaults", "defaults", False),
+        ("-nic none", "defaults", False),
+        ("-nic user,hostfwd=tcp::2222-:22", "networks", (
+            Network(kind="user", forwards=(
+                Forward(protocol="tcp", host_address="", host_port=2222, guest_address="", guest_port=22),)),)),
+        ("-nic tap,ifname=tap0,script=no", "networks", (Network(kind="tap", interface="tap0"),)),
+        ("-netdev bridge,id=n,br=virbr0 -device virtio-net,netdev=n,mac=52:54:00:AA:00:01", "networks", (
+            Network(kind="bridge", interface="virbr0", mac="52:54:00:aa:00:01"),)),
+        (
+            "-drive file=a.img,if=virtio,format=raw,cache=none",
+            "disks",
+            (Disk(path="a.img", format="raw", cache="none"),),
+        ),
+        ("-cdrom a.iso", "disks", (Disk(path="a.iso", bus="ide", media="cdrom", readonly=True),)),
+        ("-hdb b -hda a", "disks", (Disk(path="a", bus="ide"), Disk(path="b", bus="ide"))),
+        ("disk.img", "disks", (Disk(path="disk.img", bus="ide"),)),
+        ("-snapshot -hda a", "disks", (Disk(path="a", bus="ide", snapshot=True),)),
+        ("-drive if=none,id=d,file=a,format=qcow2 -device virtio-blk-pci,drive=d,serial=X,bootindex=1", "disks", (
+            Disk(path="a", format="qcow2", serial="X", boot_index=1),)),
+        ("-device virtio-blk,drive=d -drive if=none,id=d,file=a", "disks", (Disk(path="a"),)),
+        ("-blockdev driver=file,node-name=f,filename=a -blockdev qcow2,node-name=q,file=f -device virtio-blk,drive=q",
+            "disks", (Disk(path="a", format="qcow2"),)),
+        ('-blockdev {"driver":"raw","node-name":"q","file":{"driver":"file","filename":"a"},"read-only":true} '
+            "-device virtio-scsi-pci,id=s -device scsi-cd,drive=q,bus=s.0", "disks",
+            (Disk(path="a", format="raw", bus="scsi", media="cdrom", readonly=True),)),
+        ("-object rng-random,id=r,filename=/dev/urandom -device virtio-rng-pci,rng=r", "rng", True),
+        ("-device virtio-balloon-pci", "balloon", True),
+        ("-device vhost-vsock-pci,guest-cid=3", "vsock", 3),
+        ("-device virtio-gpu-pci -device virtio-tablet-pci", "input", ("tablet",)),
+        ("-device isa-debug-exit,iobase=0xf4,iosize=0x04", "debug_exit", True),
+        ("-daemonize -pidfile /run/p", "pidfile", "/run/p"),
+    ],
+)  # fmt: skip
+def test_what_it_means(text: str, field: str, value: object) -> None:
+    assert getattr(parse(words(text)), field) == value
+
+
+def test_firmware() -> None:
+    assert parse(words("-bios OVMF.fd")).firmware.bios == "OVMF.fd"
+    found = parse(
+        words(
+            "-machine q35,smm=on -drive if=pflash,format=raw,unit=0,file=CODE.fd,readonly=on"
+            " -drive if=pflash,format=raw,unit=1,file=VARS.fd"
+        )
+    ).firmware
+    assert (found.code, found.variables, found.secure) == ("CODE.fd", "VARS.fd", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-device e1000", "virtio-net-pci"),
+        ("-device nvme,drive=d", "virtio-blk-pci"),
+        ("-device usb-tablet", "virtio-tablet-pci"),
+        ("-device vfio-pci,host=01:00.0", "can't be passed through"),
+        ("-nic user,model=e1000", "virtio-net-pci"),
+        ("-net nic", "-nic user"),
+        ("-accel hvf", "kvm and tcg"),
+        ("-machine virt", "pc, q35 and microvm"),
+        ("-cpu host,vendor=AuthenticAMD", "+NAME and -NAME"),
+        ("-m 1G,maxmem=4G", "maxmem=4G"),
+        ("-smp 2,maxcpus=4", "maxcpus=4"),
+        ("-smp 4,cores=3", "3 CPUs, not 4"),
+        ("-m lots", "is no size"),
+        ("-m", "needs an argument"),
+        ("-foo", "no such option"),
+        ("-enable-kwm", "did you mean -enable-kvm"),
+        ("-drive if=none,file=a", "needs an id="),
+        ("-drive file=nbd:localhost:10809", "qemu-storage-daemon"),
+        ("-drive file=a,colour=red", "colour=red"),
+        ("-device virtio-blk-pci,drive=x", "named x"),
+        ("-device virtio-net-pci,netdev=x", "id=x"),
+        ("-drive if=none,id=d,file=a -device virtio-blk,drive=d -device virtio-blk,drive=d", "a device already"),
+        ("-hda a -drive file=b,index=0", "two drives"),
+        ("-netdev user,id=n,hostfwd=tcp::x-:22", "tcp::2222-:22"),
+        ("-netdev passt,id=n", "user, tap and bridge"),
+        ("-rtc base=localtime", "UTC"),
+        ("-vga std", "-vga virtio"),
+        ("-boot a", "floppy"),
+        ("-tpmdev emulator,id=t", "no TPM"),
+        ("-blockdev {", "-blockdev"),
+        ("-object secret,id=s", "-object secret"),
+        ("-m 1G -object memory-backend-ram,id=r,size=2G -machine memory-backend=r", "-object r"),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(text: str, said: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        parse(words(text))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("option", sorted(OTHER_FLAGS) + sorted(OTHER_ARGUMENTS))
+def test_every_option_we_do_not_have_says_what_to_do(option: str) -> None:
+    with pytest.raises(BadInput, match=f"-{option}: kvmkit does not have it; ."):
+        parse([f"-{option}", "x"])
+
+
+options = st.sampled_from(sorted(f"-{name}" for name in FLAGS | ARGUMENTS))
+keys = st.sampled_from("file if id driver drive node-name netdev type size cpus index filename hostfwd media".split())
+values = st.one_of(
+    st.text(max_size=8), st.sampled_from("none virtio user tap 1 1G a d on off raw qcow2 kvm {} :".split())
+)
+argument = st.one_of(
+    st.text(max_size=20),
+    st.lists(st.builds("{}={}".format, keys, values), max_size=4).map(",".join),
+    st.builds("{},{}={}".format, values, keys, values),
+    st.just('{"driver": {"a": [1, null]}, "node-name": 3}'),
+)
+
+
+@given(st.lists(st.one_of(options, argument), max_size=8))
+def test_any_words_are_understood_or_refused(line: list[str]) -> None:
+    told = ""
+    try:
+        parse(line)
+    except BadInput as refused:
+        told = str(refused)
+    assert told == "" or told.startswith("qemu")
+    assert told.isprintable()
+
+
+@given(st.text(alphabet="ab,=", max_size=12))
+def test_two_commas_are_one_of_the_value(text: str) -> None:
+    assert split_commas(text.replace(",", ",,")) == [text]
+
+
+def run(*line: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(kvmkit.__file__).parent.parent)}
+    return subprocess.run(
+        [sys.executable, "-m", "kvmkit", "qemu", *line],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+    )
+
+
+def kernel_that_says(path: Path, text: bytes, status: int) -> Path:
+    """A multiboot kernel: writes `text` to the first serial port and ends by port 0xf4."""
+    start = 0x100000
+    code = b"".join(bytes([0x66, 0xBA, 0xF8, 0x03, 0xB0, byte, 0xEE]) for byte in text)  # mov dx,0x3f8; mov al; out
+    code += bytes([0x66, 0xBA, 0xF4, 0x00, 0xB0, status, 0xEE, 0xF4])  # the same to 0xf4; hlt
+    magic, flags = 0x1BADB002, 1 << 16
+    end = start + 32 + len(code)
+    header = struct.pack("<8I", magic, flags, -(magic + flags) & 0xFFFFFFFF, start, start, end, end, start + 32)
+    path.write_bytes(header + code)
+    return path
+
+
+def test_it_runs(tmp_path: Path) -> None:
+    kernel = kernel_that_says(tmp_path / "kernel", b"hello", 3)
+    line = ("-accel", "tcg", "-m", "64", "-nographic", "-device", "isa-debug-exit", "-kernel", str(kernel))
+    done = run(*line)
+    assert done.stdout == "hello"
+    assert done.returncode == 3 << 1 | 1, done.stderr
+
+
+def test_what_the_machine_lacks_is_named_before_anything_starts() -> None:
+    done = run("-enable-kvm", "-m", "1024", "-mem-path", "/dev/hugepages", "-hda", "disk.img")
+    named = lacking(parse(words("-enable-kvm -m 1024 -mem-path /dev/hugepages -hda disk.img")))
+    assert done.returncode == (2 if named else 0)
+    assert all(name in done.stderr for name in named)
+
+
+def test_help_is_ours() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "kvmkit qemu" in done.stdout
