@@ -1,10 +1,32 @@
 from libc.stdint cimport uint8_t, uint64_t
 
+ctypedef void (*written_function)(void *, uint64_t, uint64_t) noexcept nogil
+
+cdef struct Ram:  # what a thread without the GIL knows of guest memory
+    uint8_t *base
+    uint64_t size
+    uint64_t low
+    written_function written  # tells the engine that a device wrote there; NULL: it need not know
+    void *engine
+
+cdef inline uint8_t *ram_pointer(const Ram *ram, uint64_t address, uint64_t length) noexcept nogil:
+    """The host address of [address, address + length), or NULL when not all of it is one stretch of RAM."""
+    if address < ram.low:
+        if length > ram.low - address:
+            return NULL
+        return ram.base + address
+    if address >> 32:
+        address -= (<uint64_t>1) << 32
+        if address < ram.size - ram.low and length <= ram.size - ram.low - address:
+            return ram.base + ram.low + address
+    return NULL
+
 cdef class GuestMemory:
     cdef uint8_t *base
     cdef readonly uint64_t size
     cdef readonly uint64_t low
     cdef readonly int fd
     cdef object mapping
+    cdef Ram ram
 
     cdef uint8_t *pointer(self, uint64_t address, uint64_t length) noexcept nogil

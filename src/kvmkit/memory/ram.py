@@ -4,6 +4,7 @@ import mmap
 import os
 
 import cython
+from cython.cimports.kvmkit.memory.ram import ram_pointer
 from cython.cimports.libc.stdint import uint8_t, uint64_t, uintptr_t
 from cython.cimports.libc.string import memcpy
 
@@ -37,6 +38,11 @@ class GuestMemory:
             raise HostError(f"can't reserve {size >> 20} MiB for the guest: {error.strerror}") from error
         view: cython.uchar[:] = self.mapping
         self.base = cython.address(view[0])
+        self.ram.base = self.base
+        self.ram.size = self.size
+        self.ram.low = self.low
+        self.ram.written = cython.NULL
+        self.ram.engine = cython.NULL
 
     def regions(self) -> list:
         """(guest physical address, host address, bytes) of each stretch of RAM."""
@@ -51,15 +57,7 @@ class GuestMemory:
     @cython.exceptval(check=False)
     def pointer(self, address: uint64_t, length: uint64_t) -> cython.pointer(uint8_t):
         """The host address of [address, address + length), or NULL when not all of it is one stretch of RAM."""
-        if address < self.low:
-            if length > self.low - address:
-                return cython.NULL
-            return self.base + address
-        if address >> 32:
-            above: uint64_t = address - (cython.cast(uint64_t, 1) << 32)
-            if above < self.size - self.low and length <= self.size - self.low - above:
-                return self.base + self.low + above
-        return cython.NULL
+        return ram_pointer(cython.address(self.ram), address, length)
 
     def read(self, address: uint64_t, length: uint64_t) -> bytes:
         """Bytes of RAM. Raises ValueError when they are not all RAM."""

@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from kvmkit.accel.tcg.core cimport CpuCore
+from kvmkit.memory.ram cimport GuestMemory
 
 cdef enum:
     LINES = 256
@@ -36,6 +37,9 @@ cdef class TcgVm:
     cdef Route routes[ROUTES]
     cdef volatile bint closing
     cdef object thread
+    cdef GuestMemory memory
 
     cdef void raise_line(self, int gsi, bint level) noexcept nogil
     cdef void serve(self) noexcept nogil
+
+cdef void cpu_written(CpuCore cpu, uint64_t address, uint64_t length) noexcept nogil

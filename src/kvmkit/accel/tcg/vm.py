@@ -4,12 +4,13 @@ import os
 import threading
 
 import cython
-from cython.cimports.kvmkit.accel.tcg.core import FOREVER, PINS
+from cython.cimports.kvmkit.accel.tcg.core import FOREVER, PINS, CpuCore
 from cython.cimports.kvmkit.accel.tcg.threads import (
     monotonic,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from cython.cimports.kvmkit.memory.ram import written_function
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.posix.time import timespec
 from cython.cimports.posix.unistd import read
@@ -25,6 +26,9 @@ class TcgVm:
 
     def __init__(self, memory, ports, mmio, model: str):
         self.cpu = TcgCpu(memory, ports, mmio, model)
+        self.memory = memory
+        self.memory.ram.engine = cython.cast(cython.p_void, self.cpu)
+        self.memory.ram.written = cython.cast(written_function, cpu_written)
         self.fds[0].fd = self.cpu.wake
         self.fds[0].events = POLLIN
         self.count = 1
@@ -230,9 +234,18 @@ class TcgVm:
             self.cpu.written(address, length)
 
     def close(self) -> None:
-        """End the timer thread. The vCPU must not be running."""
+        """End the timer thread. The vCPU must not be running, and no device may write to memory."""
+        self.memory.ram.written = cython.NULL
         if not self.closing:
             self.stop_clock()
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def cpu_written(cpu: CpuCore, address: uint64_t, length: uint64_t) -> cython.void:
+    """For devices' threads, by `GuestMemory.ram`."""
+    cpu.written(address, length)
 
 
 class Stopped:
