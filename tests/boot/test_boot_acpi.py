@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmkit.boot.acpi import MmioDevice, aml, build
-from kvmkit.boot.acpi.tables import table
 from kvmkit.boot.acpi.pci import PciHost
+from kvmkit.boot.acpi.tables import table
 from kvmkit.bus.pc import ACPI_TABLES, ACPI_TABLES_END, SERIAL_PORTS
 from kvmkit.errors import BadInput
 from kvmkit.memory import GuestMemory
@@ -128,7 +128,9 @@ def test_the_dsdt_describes_the_pci_host_bridge(tmp_path):
     text = (tmp_path / "DSDT.dsl").read_text()
     bridge = text[text.index("Device (PCI0)") : text.index("Device (MRES)")]
     assert 'EisaId ("PNP0A08")' in bridge
-    assert re.search(r"WordBusNumber \(ResourceProducer.*?0x0000,.*?0x0000,.*?0x0000,.*?0x0000,.*?0x0001,", bridge, re.S)
+    assert re.search(
+        r"WordBusNumber \(ResourceProducer.*?0x0000,.*?0x0000,.*?0x0000,.*?0x0000,.*?0x0001,", bridge, re.S
+    )
     assert re.search(r"DWordMemory \(ResourceProducer.*?0xF0000000,.*?0xFDFFFFFF,.*?0x0E000000,", bridge, re.S)
     assert re.search(r"QWordMemory .*?0x0000000400000000,.*?0x00000007FFFFFFFF,.*?0x0000000400000000,", bridge, re.S)
     assert bridge.count("Package (0x04)") == 124

@@ -34,6 +34,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cpus: int = 1
     memory: int = 512 * MIB
     console: Literal["log", "attach"] = "log"
+    transport: Literal["mmio", "pci"] = "mmio"
+    """How the guest finds its virtio devices: described one by one in ACPI, or on a PCI Express bus."""
     debug_exit: bool = False
     reboot: bool = False
     """Start again when the guest resets; without it, a reset ends the machine."""

@@ -90,6 +90,10 @@ class HostBridge:
         """The interrupt line that pin INTA (1) to INTD (4) of a slot leads to."""
         return pc.PCI_IRQS[(slot + pin - 1) % len(pc.PCI_IRQS)]
 
+    def gsis(self) -> tuple[tuple[int, int, int], ...]:
+        """(slot, pin from 0, interrupt line) of every slot but the bridge's own."""
+        return tuple((slot, pin - 1, self.gsi(slot, pin)) for slot in range(1, SLOTS) for pin in range(1, 5))
+
     def _pin(self, gsi: int, slot: int, level: int) -> None:
         """A function's pin; a line is up while any of its pins is."""
         with self._lock:

@@ -84,7 +84,8 @@ class Identity:
     subsystem: int = 0
 
 
-class Bar(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bar:
     """A base address register: `size` bytes (a power of two, a page at least) of memory where `device` answers.
 
     A `wide` one has 64 bits and takes the next index too.

@@ -182,7 +182,9 @@ class Msix:
         with self._lock:
             for vector in range(self.count):
                 self.write_table(vector * ENTRY_BYTES, 8, int.from_bytes(new.table[vector * 16 :][:8], "little"))
-                self.write_table(vector * ENTRY_BYTES + 8, 8, int.from_bytes(new.table[vector * 16 + 8 :][:8], "little"))
+                self.write_table(
+                    vector * ENTRY_BYTES + 8, 8, int.from_bytes(new.table[vector * 16 + 8 :][:8], "little")
+                )
             self._control_written(self._control, 2)
         for vector in new.pending:
             self.trigger(vector)

@@ -40,8 +40,9 @@ def build(
 ) -> AcpiTables:
     """The tables of a machine with `cpus` vCPUs and the given (first port, interrupt) of each 16550.
 
-    `keyboard` describes a PS/2 keyboard; `i8042` says that its controller is there, if only for its reset line;
-    `pci` describes a PCI Express host bridge. Everything lies in ACPI_TABLES..ACPI_TABLES_END. Raises BadInput for what can't be described.
+    `keyboard` describes a PS/2 keyboard; `i8042` says that its controller is there, if only for its reset line; `pci`
+    describes a PCI Express host bridge. Everything lies in ACPI_TABLES..ACPI_TABLES_END. Raises BadInput for what
+    can't be described.
     """
     _check(cpus, serial, virtio_mmio)
     blobs: list[tuple[int, bytes]] = []
