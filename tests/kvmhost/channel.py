@@ -17,6 +17,10 @@ Sink = Callable[[bytes, bytes], None]
 """Called with a frame's type (b"O" or b"E") and the bytes of output."""
 
 
+class Overdue(HostError):
+    """The host said nothing that ends a request before the request's time was up."""
+
+
 class Channel:
     """A connection to a running test host. `hello` is what the host said first: its parts' digests and its boot id."""
 
@@ -31,7 +35,7 @@ class Channel:
         self.hello: dict[str, Any] = json.loads(payload)
 
     def receive(self, deadline: float | None) -> tuple[bytes, bytes]:
-        """One frame. Raises HostError at the deadline or when the host is gone."""
+        """One frame. Raises Overdue at the deadline, HostError when the host is gone."""
         while True:
             if len(self.buffer) >= 5:
                 (length,) = struct.unpack_from("<I", self.buffer, 1)
@@ -41,7 +45,7 @@ class Channel:
                     return frame
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and (left <= 0 or not select.select([self.socket], [], [], left)[0]):
-                raise HostError("the KVM test host did not answer in time")
+                raise Overdue("the KVM test host did not answer in time")
             data = self.socket.recv(1 << 16)
             if not data:
                 raise HostError("the KVM test host is gone")
@@ -50,6 +54,10 @@ class Channel:
     def request(self, what: dict[str, Any], sink: Sink = lambda kind, data: None, timeout: float | None = None) -> int:
         """Ask for something, pass its output on, and return its exit status."""
         self.send(b"R", json.dumps(what).encode())
+        return self.hear(sink, timeout)
+
+    def hear(self, sink: Sink, timeout: float | None) -> int:
+        """Pass on the output of the request that runs, until it ends; `timeout` is in seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             kind, payload = self.receive(deadline)
