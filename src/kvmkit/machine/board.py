@@ -144,6 +144,8 @@ class Board:
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
+        if self.pci is not None:
+            self.pci.stop()
         if hasattr(self, "vm"):
             self.vm.close()
         if self.pci is not None:

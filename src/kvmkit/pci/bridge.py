@@ -16,6 +16,7 @@ from kvmkit.memory import HIGH_RAM
 
 from .config import CONFIG_BYTES, PLAIN_BYTES, Bar, Command, Identity
 from .function import Function
+from .intx import PinWatcher
 from .routes import MsiRoutes
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class HostBridge:
         self.vm = vm
         self.mmio = mmio
         self.routes = MsiRoutes(vm)
+        self.pins = PinWatcher()
         self.functions: dict[int, Function] = {}
         """By slot; each is function 0 of its device."""
         top = memory.low if memory.size == memory.low else HIGH_RAM + memory.size - memory.low
@@ -52,7 +54,8 @@ class HostBridge:
         self.window = Window(pc.PCI_MMIO, pc.PCI_MMIO_END)
         self.window64 = Window(wide, wide + pc.PCI_MMIO64_SIZE)
         self._free = {self.window: self.window.start, self.window64: self.window64.start}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while a function's configuration changes; a function's owner may use it for its own state."""
         self._answering: dict[tuple[int, int], int] = {}  # (slot, BAR) to address
         self._pins: dict[int, set[int]] = {gsi: set() for gsi in pc.PCI_IRQS}
         self._pin_lines = {gsi: OutputLine(functools.partial(vm.set_irq, gsi)) for gsi in pc.PCI_IRQS}
@@ -96,7 +99,7 @@ class HostBridge:
 
     def _pin(self, gsi: int, slot: int, level: int) -> None:
         """A function's pin; a line is up while any of its pins is."""
-        with self._lock:
+        with self.lock:
             pins = self._pins[gsi]
             (pins.add if level else pins.discard)(slot)
             self._pin_lines[gsi].update(len(pins) > 0)
@@ -108,13 +111,13 @@ class HostBridge:
         function = self.functions.get(devfn >> 3) if not devfn & 7 else None
         if function is None:
             return NOTHING
-        with self._lock:
+        with self.lock:
             return function.read(offset, size)
 
     def write(self, devfn: int, offset: int, size: int, value: int) -> None:
         function = self.functions.get(devfn >> 3) if not devfn & 7 else None
         if function is not None:
-            with self._lock:
+            with self.lock:
                 function.write(offset, size, value)
 
     # BARs.
@@ -124,7 +127,7 @@ class HostBridge:
 
         One that lies outside the windows, or over what is there already, does not answer until it is moved.
         """
-        with self._lock:
+        with self.lock:
             wanted = self._wanted()
             for key, address in list(self._answering.items()):
                 if wanted.get(key) != address:
@@ -168,6 +171,10 @@ class HostBridge:
         function.mapped[bar.index] = address
         if function.moved is not None:
             function.moved(bar, address)
+
+    def stop(self) -> None:
+        """No interrupt pin changes after this. To be called before the engine's VM is closed."""
+        self.pins.close()
 
     def close(self) -> None:
         """Give back what the functions hold. The engine's VM is closed by now."""
