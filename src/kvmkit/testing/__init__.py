@@ -1,5 +1,6 @@
 """For tests of devices, ours and yours: a driver that stands in for a guest's."""
 
+from .driver import LocalVm, MmioDriver
 from .rings import BadRing, PackedRing, SplitRing
 
-__all__ = ["BadRing", "PackedRing", "SplitRing"]
+__all__ = ["BadRing", "LocalVm", "MmioDriver", "PackedRing", "SplitRing"]
