@@ -167,7 +167,7 @@ class VirtioDevice(Served):
         if self.log is not None:
             try:
                 self.log(f"{self.name}: the guest's driver must reset this device: {why}")
-            except Exception:  # noqa: S110 - whoever listens may be gone; the device is not to suffer
+            except Exception:  # whoever listens may be gone; the device is not to suffer
                 pass
 
     # For transports, on a vCPU's thread.

@@ -53,6 +53,7 @@ REGION_BYTES = 0x1000
 COMMON_CFG, NOTIFY_CFG, ISR_CFG, DEVICE_CFG, PCI_CFG = 1, 2, 3, 4, 5
 PCI_CFG_BAR, PCI_CFG_OFFSET, PCI_CFG_LENGTH, PCI_CFG_DATA = 4, 8, 12, 16
 NO_VECTOR = 0xFFFF
+ALL_BITS = 0xFFFFFFFFFFFFFFFF
 BY_TRANSPORT = NOTIFICATION_DATA
 """Features that are the doorbells' business: they ring for any value here, so it costs nothing to offer them."""
 
@@ -81,7 +82,7 @@ _FIELD_AT = {at: (name, offset, size) for name, offset, size in _FIELDS for at i
 _RINGS = {"queue_desc": 1, "queue_driver": 2, "queue_device": 3}
 
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
-U64 = Annotated[int, Meta(ge=0, le=0xFFFFFFFFFFFFFFFF)]
+U64 = Annotated[int, Meta(ge=0)]
 
 
 class PciState(msgspec.Struct, forbid_unknown_fields=True):
@@ -394,15 +395,15 @@ class PciTransport:
         )
 
     def restore(self, state: object) -> None:
-        """Take a saved state, before that of the device. Raises BadInput when it can't be."""
+        """Take a saved state, after the device has taken its own and while it is held. Raises BadInput."""
         new = checked(state, PciState, self.device.name)
         if len(new.queues) != len(self.chosen):
             raise BadInput(f"saved state of {self.device.name}: it has another number of queues")
         self.function.config.restore(new.config)
         self.device_page, self.driver_page = new.device_page, new.driver_page
-        self.driver_features, self.selected = new.driver_features, new.selected
+        self.driver_features, self.selected = new.driver_features & ALL_BITS, new.selected
         self.config_vector = self._vector(new.config_vector)
-        self.chosen = [list(queue[:4]) for queue in new.queues]
+        self.chosen = [[value & ALL_BITS for value in queue[:4]] for queue in new.queues]
         self.vectors = [self._vector(queue[4]) for queue in new.queues]
         self.msix.restore(new.msix)
         self._wire()
