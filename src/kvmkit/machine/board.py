@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvmkit.boot.acpi.pci import PciHost
     from kvmkit.devices.lines import Timed
     from kvmkit.machine.spec import MachineSpec
+    from kvmkit.machine.virtio_bus import VirtioBus
     from kvmkit.pci import HostBridge
 
 SERIAL_REGISTERS = 8
@@ -43,12 +44,20 @@ class Board:
     vcpus: list[VirtualCpu]
 
     def __init__(
-        self, spec: MachineSpec, engine: Engine, events: Events, console: Sink, agent: Sink, debug: Sink
+        self,
+        spec: MachineSpec,
+        engine: Engine,
+        events: Events,
+        console: Sink,
+        agent: Sink,
+        debug: Sink,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self.spec = spec
         self.rsdp = 0
         self.vcpus = []
         self.pci: HostBridge | None = None
+        self.virtio: VirtioBus | None = None
         self.memory = GuestMemory(spec.memory)
         try:
             self.ports = AddressSpace("ports")
@@ -57,6 +66,7 @@ class Board:
             self.pci = self._add_pci() if spec.transport == "pci" else None
             self._add_serial(console, agent)
             self._add_platform(events, debug)
+            self._add_virtio(log)
             self._add_tables()
             self.vcpus = [self.vm.create_vcpu(index) for index in range(spec.cpus)]
         except BaseException:
@@ -107,6 +117,26 @@ class Board:
             add(pc.DEBUG_EXIT, 4, DebugExit(events.debug_exit))
         add_ignored(self.ports)
 
+    def _add_virtio(self, log: Callable[[str], None] | None) -> None:
+        """The devices of the spec, on the transport of the spec."""
+        if not self.spec.devices:
+            return
+        from kvmkit.machine.devices import make
+        from kvmkit.machine.virtio_bus import VirtioBus
+
+        self.virtio = VirtioBus(self.vm, self.mmio, self.pci)
+        for number, device in enumerate(self.spec.devices):
+            self.virtio.add(make(device, self.memory, number, log))
+
+    def hold(self) -> None:
+        """Have no device touch memory, once no vCPU runs. `release` goes on."""
+        if self.virtio is not None:
+            self.virtio.hold()
+
+    def release(self) -> None:
+        if self.virtio is not None:
+            self.virtio.release()
+
     @property
     def timed(self) -> Sequence[Timed]:
         """Devices that act when their time has come."""
@@ -119,6 +149,7 @@ class Board:
         tables = acpi.build(
             cpus=self.spec.cpus,
             serial=pc.SERIAL_PORTS[: len(self.serial)],
+            virtio_mmio=self.virtio.described() if self.virtio is not None else (),
             i8042=False,
             pci=self._describe_pci(self.pci) if self.pci is not None else None,
         )
@@ -144,6 +175,8 @@ class Board:
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
+        if self.virtio is not None:
+            self.virtio.close()
         if self.pci is not None:
             self.pci.stop()
         if hasattr(self, "vm"):
