@@ -5,6 +5,7 @@ Guest physical memory                       Ports
     0x00000e0000  ACPI tables                   0x040-0x043  PIT            0x2f8 irq 3   serial 1, the agent
     0x0000100000  RAM                           0x060 0x064  i8042          0x3e8 irq 5   serial 2
     0x00c0000000  hole: devices                 0x061        PIT gate       0x2e8 irq 7   serial 3
+    0x00feb00000  virtio-mmio
     0x00fec00000  IOAPIC                        0x070-0x071  RTC, CMOS      0x402         debug console
     0x00fee00000  LAPIC                         0x0e9        debug console  0x600-0x62f   ACPI power management
     0x0100000000  RAM                           0x0f4        debug exit     0xcf9         reset
@@ -14,6 +15,11 @@ from __future__ import annotations
 
 ACPI_TABLES = 0xE0000
 ACPI_TABLES_END = 0x100000
+
+VIRTIO_MMIO = 0xFEB00000
+VIRTIO_MMIO_SIZE = 0x1000
+VIRTIO_MMIO_GSIS = (*range(16, 24), 10, 11, 12, 5, 6, 7)
+"""The interrupt of each virtio-mmio device: those that nothing else on the board has, so that none is shared."""
 
 IOAPIC = 0xFEC00000
 IOAPIC_PINS = 24

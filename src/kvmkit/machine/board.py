@@ -14,6 +14,7 @@ from kvmkit.devices.power import PowerManagement, ResetPort
 from kvmkit.devices.rtc import Rtc
 from kvmkit.devices.serial import SerialPort
 from kvmkit.devices.sinks import Sink
+from kvmkit.machine.virtio import VirtioDevices
 from kvmkit.memory import GuestMemory
 
 if TYPE_CHECKING:
@@ -41,7 +42,14 @@ class Board:
     vcpus: list[VirtualCpu]
 
     def __init__(
-        self, spec: MachineSpec, engine: Engine, events: Events, console: Sink, agent: Sink, debug: Sink
+        self,
+        spec: MachineSpec,
+        engine: Engine,
+        events: Events,
+        console: Sink,
+        agent: Sink,
+        debug: Sink,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self.spec = spec
         self.rsdp = 0
@@ -53,6 +61,7 @@ class Board:
             self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu, cpus=spec.cpus)
             self._add_serial(console, agent)
             self._add_platform(events, debug)
+            self.virtio = VirtioDevices(spec, self.memory, self.vm, self.mmio, log)
             self._add_tables()
             self.vcpus = [self.vm.create_vcpu(index) for index in range(spec.cpus)]
         except BaseException:
@@ -99,7 +108,12 @@ class Board:
         """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works anyway."""
         from kvmkit.boot import acpi
 
-        tables = acpi.build(cpus=self.spec.cpus, serial=pc.SERIAL_PORTS[: len(self.serial)], i8042=False)
+        tables = acpi.build(
+            cpus=self.spec.cpus,
+            serial=pc.SERIAL_PORTS[: len(self.serial)],
+            virtio_mmio=self.virtio.described(),
+            i8042=False,
+        )
         for address, data in tables.blobs:
             self.memory.write(address, data)
         self.rsdp = tables.rsdp
@@ -114,6 +128,8 @@ class Board:
 
     def close(self) -> None:
         """Give everything back. No thread may be in a vCPU."""
+        if hasattr(self, "virtio"):
+            self.virtio.close()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []

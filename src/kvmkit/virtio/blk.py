@@ -13,7 +13,6 @@ from cython.cimports.kvmkit.block.uring import (
     IORING_OP_READV,
     IORING_OP_WRITE,
     IORING_OP_WRITEV,
-    Uring,
     io_uring_sqe,
     uring_close,
     uring_has,
@@ -433,7 +432,7 @@ class Blk(VirtioDevice):
         total: uint64_t = self.size // 512
         if s.sector > total or s.sectors > total - s.sector:
             return S_IOERR
-        if s.sectors > (MOST_DISCARD_SECTORS if type == T_DISCARD else MOST_ZERO_SECTORS):
+        if s.sectors > cython.cast(uint32_t, MOST_DISCARD_SECTORS if type == T_DISCARD else MOST_ZERO_SECTORS):
             return S_IOERR
         if s.sectors == 0:
             return S_OK
