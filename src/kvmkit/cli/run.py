@@ -28,6 +28,7 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
@@ -46,6 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
     add("--cpus", type=whole_number, default=1, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", default="max", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
+    add("--disk", action="append", default=[], metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
+    add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--transport", choices=("mmio", "pci"), default="mmio", help="how the guest finds its devices (default: mmio)")
     add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
@@ -76,11 +79,14 @@ def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
     """The machine to be, and whether its guest has our agent. BadInput for what can't be, before an image is built."""
     from kvmkit.accel import cpuid
     from kvmkit.accel.choose import choose
-    from kvmkit.machine import MachineSpec, parse_size
+    from kvmkit.machine import MachineSpec, parse_disk, parse_size
 
     if args.console and (args.command or args.tty):
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
     memory = parse_size(args.memory)
+    disks = tuple(parse_disk(text) for text in args.disk)
+    for disk in disks:
+        disk.check()
     cpuid.parse(args.cpu)
     choose(args.accel)
     # A kernel of the user's own runs alone, unless an image or a command to run in it is given too.
@@ -112,6 +118,8 @@ def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
         console="attach" if args.console or alone else "log",
         debug_exit=args.debug_exit,
         timeout=args.timeout,
+        disks=disks,
+        rng=args.rng,
     )
     spec.check()
     return spec, not alone and not args.console

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from kvmkit import terminal
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 HELLO_SECONDS = 300.0
 """A guest whose agent has not answered by then hangs: the slowest boot seen took a tenth of it."""
 LAST_LINES = 20
+DRIVER_SECONDS = 10.0
+"""After its agent's first word, a guest loads its drivers in a tenth of that."""
 
 
 def run(
@@ -40,12 +43,14 @@ def run(
     # On a terminal the keys come by way of us, who look for the escape key.
     keys, typed = os.pipe() if attended and not with_agent else (0, -1)
     machine = Machine(spec, console_in=keys, warn=_warn, started_ns=started_ns)
+    undriven = _Undriven(machine)
     try:
         if with_agent:
-            return _by_agent(machine, command, tty, attended)
+            return _by_agent(machine, command, tty, attended, undriven)
         return _by_console(machine, typed)
     finally:
         machine.close()
+        undriven.tell()
         for fd in (keys, typed):
             if fd > 2:
                 os.close(fd)
@@ -56,7 +61,34 @@ def _warn(text: str) -> None:
     say(f"warning: {text}")
 
 
-def _by_agent(machine: Machine, command: list[str] | None, tty: bool, attended: bool) -> int:
+class _Undriven:
+    """Tells of devices that no driver of the guest's took into use: some time after it is up, or at the end."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._timer: threading.Timer | None = None
+        self._told = False
+
+    def guest_is_up(self) -> None:
+        if self._machine.undriven():
+            self._timer = threading.Timer(DRIVER_SECONDS, self._say)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def tell(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        self._say()
+
+    def _say(self) -> None:
+        if not self._told and (lines := self._machine.undriven()):
+            self._told = True
+            for line in lines:
+                _warn(line)
+
+
+def _by_agent(machine: Machine, command: list[str] | None, tty: bool, attended: bool, undriven: _Undriven) -> int:
     """The command's streams are ours, and so is its status."""
     from kvmkit.guest.client import AgentClient, AgentGone, Escaped, Woken
 
@@ -67,6 +99,7 @@ def _by_agent(machine: Machine, command: list[str] | None, tty: bool, attended: 
     try:
         client.wait_hello(HELLO_SECONDS)
         machine.stats.mark("user_space")
+        undriven.guest_is_up()
         if shell:
             say(f"exit or Ctrl-D ends the shell and its VM; {terminal.EscapeKey.NAME} leaves at any time")
         stdin = 0 if shell or command is not None else None
