@@ -28,6 +28,7 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
@@ -45,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
     add("--cpus", type=whole_number, default=1, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", default="max", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
+    add("--transport", choices=("mmio", "pci"), default="mmio", help="how the guest finds its devices (default: mmio)")
     add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", default=[], metavar="PATH", help="an initramfs; may be given several times")
@@ -106,6 +108,7 @@ def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
         cpu=args.cpu,
         cpus=args.cpus,
         memory=memory,
+        transport=args.transport,
         console="attach" if args.console or alone else "log",
         debug_exit=args.debug_exit,
         timeout=args.timeout,
