@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 
-from kvmkit.errors import KvmkitError
+from kvmkit.errors import HostError, KvmkitError
 
 from . import parts
+from .channel import Overdue
 from .host import Host, Shape, host, stop
 
 ENVIRONMENT = {
@@ -21,7 +23,9 @@ ENVIRONMENT = {
     "XDG_CACHE_HOME": "/kvmkit/cache",
     "PATH": "/kvmkit:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
-TESTS = ["-p", "no:cacheprovider", "--durations=5", "-rs"]
+PYTEST = ["python3", "-X", "faulthandler", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "-rs"]
+LIMIT = 300
+"""Seconds for everything that runs inside; the tests take a third of it."""
 
 
 def arguments() -> argparse.Namespace:
@@ -29,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cpus", type=int, default=1, help="processors of the test host")
     parser.add_argument("--cpu", default="EPYC,+svm", help="its QEMU processor model; it must have SVM")
     parser.add_argument("--stop", action="store_true", help="end a host that was kept warm, and do nothing else")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that what runs inside may take")
     keep = parser.add_mutually_exclusive_group()
     keep.add_argument("--keep", action="store_true", help="keep it warm afterwards (the default, but not under CI)")
     keep.add_argument("--no-keep", action="store_true", help="end it afterwards")
@@ -59,6 +64,14 @@ def push_all(machine: Host) -> list[str]:
     return [name for name, content in files.items() if parts.push(machine, name, content)]
 
 
+def tell_where(machine: Host) -> None:
+    """Show what an overdue command and the host itself were doing."""
+    with suppress(HostError):  # what is heard until the command has ended, or the host says no more
+        machine.channel.signal(signal.SIGABRT)  # Python's faulthandler writes the stack of each thread
+        machine.channel.hear(show, 10)
+    print(machine.state(), file=sys.stderr)
+
+
 def main() -> int:
     options = arguments()
     shape = Shape(cpu=options.cpu, cpus=options.cpus)
@@ -66,7 +79,7 @@ def main() -> int:
         stop(shape)
         return 0
     rest = options.rest[1:] if options.rest[:1] == ["--"] else options.rest
-    command = rest if options.run else ["python3", "-m", "pytest", *TESTS, *(rest or default_tests())]
+    command = rest if options.run else [*PYTEST, *(rest or default_tests())]
     keep = options.keep or not (options.no_keep or os.environ.get("CI"))
     started = time.monotonic()
     try:
@@ -81,7 +94,12 @@ def main() -> int:
             )
             pass_on_signals(machine)
             request = {"run": command, "cwd": "/kvmkit/checkout", "env": ENVIRONMENT}
-            return machine.channel.request(request, show)
+            try:
+                return machine.channel.request(request, show, options.limit)
+            except Overdue:
+                keep = False
+                tell_where(machine)
+                raise
     finally:
         if not keep:
             stop(shape)

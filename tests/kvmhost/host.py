@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -53,6 +54,28 @@ class Host:
     def parts_file(self) -> Path:
         return self.directory / "parts.img"
 
+    def state(self) -> str:
+        """What its processors do, twice (a spinning one moves, a sleeping one is halted), and its console's end."""
+        said = [f"console: {line}" for line in lines(self.directory / "console")[-20:]]
+        return "\n".join([*self.registers(), "half a second later:", *self.registers(), *said])
+
+    def registers(self) -> list[str]:
+        time.sleep(0.5)
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(5)
+            try:
+                monitor.connect(str(self.directory / "monitor"))
+                monitor.sendall(b"info registers -a\n")
+                text = b""
+                while text.count(b"(qemu) ") < 2:  # before the command, and after its answer
+                    if not (data := monitor.recv(1 << 16)):
+                        break
+                    text += data
+            except OSError as error:
+                return [f"QEMU's monitor does not answer: {error}"]
+        shown = ("CPU#", "RIP=", "RAX=", "CR0=", "EFER=")
+        return [line for line in text.decode(errors="replace").splitlines() if line.startswith(shown)]
+
 
 def directory(shape: Shape) -> Path:
     """Where a host's socket and files are; short, for a socket's path has room for some 100 bytes."""
@@ -76,6 +99,7 @@ def command(built: Path, where: Path, shape: Shape) -> list[str]:
         *("-device", "virtio-blk-pci,drive=parts,serial=parts"),
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={where}/port,server=on,wait=off"),
         *("-device", "virtserialport,chardev=port,name=kvmkit.host"),
+        *("-monitor", f"unix:{where}/monitor,server=on,wait=off"),
         *("-pidfile", f"{where}/pid"),
     ]
 
@@ -109,7 +133,7 @@ def find(where: Path) -> Channel | None:
 
 def start(where: Path, shape: Shape) -> Channel:
     built = image.build()
-    for name in ("port", "pid", "console"):
+    for name in ("port", "monitor", "pid", "console"):
         (where / name).unlink(missing_ok=True)
     (where / "initrd").write_bytes(initrd.make(built / "boot", shape.idle))
     with open(where / "parts.img", "wb") as parts:
