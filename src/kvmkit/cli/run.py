@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--cpus", type=whole_number, default=1, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", default="max", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
     add("--disk", action="append", default=[], metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
+    add("--scsi", action="append", default=[], metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--transport", choices=("mmio", "pci"), default="mmio", help="how the guest finds its devices (default: mmio)")
     add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
@@ -79,11 +80,12 @@ def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
     """The machine to be, and whether its guest has our agent. BadInput for what can't be, before an image is built."""
     from kvmkit.accel import cpuid
     from kvmkit.accel.choose import choose
-    from kvmkit.machine import MachineSpec, parse_disk, parse_size
+    from kvmkit.machine import MachineSpec, parse_disk, parse_scsi, parse_size
 
     if args.console and (args.command or args.tty):
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
     memory = parse_size(args.memory)
+    scsi = tuple(parse_scsi(text) for text in args.scsi)
     disks = tuple(parse_disk(text) for text in args.disk)
     for disk in disks:
         disk.check()
@@ -119,6 +121,7 @@ def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
         debug_exit=args.debug_exit,
         timeout=args.timeout,
         disks=disks,
+        scsi=scsi,
         rng=args.rng,
     )
     spec.check()

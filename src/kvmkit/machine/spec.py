@@ -41,6 +41,21 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         DiskFile(self.path, readonly=self.readonly, direct=self.direct).close()
 
 
+class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A raw image file or a block device, by virtio-scsi: a disk, or a CD-ROM that is only read."""
+
+    path: str
+    readonly: bool = False
+    cdrom: bool = False
+    serial: str = ""
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
+        from kvmkit.block.file import DiskFile
+
+        DiskFile(self.path, readonly=self.readonly or self.cdrom).close()
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One machine. Sizes are bytes, times seconds, paths as they are on the host.
 
@@ -65,6 +80,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What a triple fault is: the end, with a report, or (as on a PC) a reset."""
     timeout: float | None = None
     disks: tuple[Disk, ...] = ()
+    scsi: tuple[ScsiDisk, ...] = ()
+    """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
 
@@ -81,13 +98,15 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}
-        for disk in self.disks:
+        units: tuple[Disk | ScsiDisk, ...] = (*self.disks, *self.scsi)
+        for disk in units:
             disk.check()
             found = os.stat(disk.path)
             key = (found.st_dev, found.st_ino)
-            if not (disk.readonly and seen.get(key, True)) and key in seen:
+            readonly = disk.readonly or (isinstance(disk, ScsiDisk) and disk.cdrom)
+            if not (readonly and seen.get(key, True)) and key in seen:
                 raise BadInput(f"--disk {disk.path}: given twice; a disk that is written can be attached once")
-            seen[key] = disk.readonly
+            seen[key] = readonly
 
 
 def parse_disk(text: str) -> Disk:
@@ -108,6 +127,22 @@ def parse_disk(text: str) -> Disk:
             known = f"ro, direct, serial=TEXT and queues=1..{MAX_DISK_QUEUES}"
             raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
     return msgspec.convert({"path": path, **given}, Disk)
+
+
+def parse_scsi(text: str) -> ScsiDisk:
+    """A ScsiDisk of PATH[,ro][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
+    path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+    if not path:
+        raise BadInput(f"--scsi {text}: give a path first, such as --scsi disk.raw,ro")
+    given: dict[str, str | bool] = {}
+    for option in options:
+        if option in ("ro", "cd"):
+            given["readonly" if option == "ro" else "cdrom"] = True
+        elif option.startswith("serial=") and option != "serial=":
+            given["serial"] = option.removeprefix("serial=")
+        else:
+            raise BadInput(f"--scsi {text}: no option {option!r}; there are ro, cd and serial=TEXT")
+    return msgspec.convert({"path": path, **given}, ScsiDisk)
 
 
 def parse_size(text: str, what: str = "--memory") -> int:

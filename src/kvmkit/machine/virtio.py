@@ -46,6 +46,7 @@ class VirtioDevices:
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
         try:
             self._add_disks(spec)
+            self._add_scsi(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
@@ -76,6 +77,35 @@ class VirtioDevices:
                 raise
             self.disks.append(blk)
             self._add(blk)
+
+    def _add_scsi(self, spec: MachineSpec) -> None:
+        if not spec.scsi:
+            return
+        from kvmkit.block.file import DiskFile
+        from kvmkit.virtio.scsi.cdrom import CdRom
+        from kvmkit.virtio.scsi.device import Scsi
+        from kvmkit.virtio.scsi.disk import Disk
+        from kvmkit.virtio.scsi.medium import FileMedium
+        from kvmkit.virtio.scsi.target import Targets
+
+        targets = Targets()
+        media: list[FileMedium] = []
+        try:
+            for number, unit in enumerate(spec.scsi):
+                medium = FileMedium(DiskFile(unit.path, readonly=unit.readonly or unit.cdrom))
+                media.append(medium)
+                serial = unit.serial or f"kvmkit-scsi{number}"
+                physical = medium.file.physical
+                made = (
+                    CdRom(medium, serial=serial) if unit.cdrom else Disk(medium, serial=serial, physical_bytes=physical)
+                )
+                targets.add(number, 0, made)
+            scsi = Scsi(self._memory, targets, log=self._log, owned=tuple(medium.close for medium in media))
+        except BaseException:
+            for medium in media:
+                medium.close()
+            raise
+        self._add(scsi)
 
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)
