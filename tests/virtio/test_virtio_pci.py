@@ -65,7 +65,7 @@ def test_a_device_answers(memory: GuestMemory, packed: bool, msix: bool, events:
         for turn in range(40):
             text = b"%d sent" % turn
             assert driver.request(turn % 2, text, 64) == text[::-1]
-        assert any(driver.vm.levels.values()) is False
+        assert bool(driver.vm.levels) != msix
 
 
 @formats
