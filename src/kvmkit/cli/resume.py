@@ -1,0 +1,24 @@
+"""`kvmkit resume`: let paused VMs go on."""
+
+from __future__ import annotations
+
+import argparse
+
+from kvmkit.cli import named
+from kvmkit.cli.verbs import VERBS
+
+SUMMARY = VERBS["resume"].summary
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example: kvmkit resume web"
+    named.several(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from kvmkit.manager import control
+
+    def resume(home: control.Home) -> None:
+        control.ask(home, "resume")
+
+    return named.each(args.names, resume)
