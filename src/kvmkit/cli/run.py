@@ -54,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def specification(parser: argparse.ArgumentParser) -> None:
     """The options that say what a VM is to be; those that are not given are None."""
     add = parser.add_argument
-    add("image", nargs="?", metavar="IMAGE", help=f"the guest image (default: {DEFAULT_IMAGE}), or a file that says all")
+    add(
+        "image", nargs="?", metavar="IMAGE", help=f"the guest image (default: {DEFAULT_IMAGE}), or a file that says all"
+    )
     add("--name", metavar="NAME", help="the VM's name, by which it is kept (default: one that is free)")
     add("--accel", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
     add("--memory", "-m", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")

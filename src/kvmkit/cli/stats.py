@@ -25,7 +25,9 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("names", nargs="*", metavar="NAME", help="the VM's name; may be several (default: all that run)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="the VM's name; may be several (default: all that run)"
+    )
     parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     parser.add_argument("--every", type=seconds, default=1.0, metavar="SECONDS", help="how often (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON, a list a line")

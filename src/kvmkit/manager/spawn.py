@@ -40,7 +40,9 @@ def spawn(home: Home) -> None:
         if writing >= 0:
             os.close(writing)
     if not text.endswith(b"\n"):
-        raise HostError(f"{home.name}: its process ended before it was started (see `kvmkit logs --process {home.name}`)")
+        raise HostError(
+            f"{home.name}: its process ended before it was started (see `kvmkit logs --process {home.name}`)"
+        )
     answer = msgspec.json.decode(text)
     if "error" in answer:
         raise _error(str(answer["error"]), int(answer.get("status", 1)))

@@ -72,9 +72,7 @@ class Vmm:
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
-            self.machine = Machine(
-                spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns
-            )
+            self.machine = Machine(spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns)
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
         except BaseException as error:
             self._not_started(error)
