@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kvmkit.cli import named
 from kvmkit.cli.verbs import VERBS
+
+if TYPE_CHECKING:
+    from kvmkit.manager.home import Home
 
 SUMMARY = VERBS["kill"].summary
 
@@ -25,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from kvmkit.manager import control
 
-    def kill(home: control.Home) -> None:
+    def kill(home: Home) -> None:
         control.destroy(home)
 
     return named.each(args.names, kill)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kvmkit.cli import named
 from kvmkit.cli.verbs import VERBS
+
+if TYPE_CHECKING:
+    from kvmkit.manager.home import Home
 
 SUMMARY = VERBS["pause"].summary
 
@@ -18,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from kvmkit.manager import control
 
-    def pause(home: control.Home) -> None:
+    def pause(home: Home) -> None:
         control.ask(home, "pause")
 
     return named.each(args.names, pause)

@@ -51,7 +51,7 @@ HEAD = ("NAME", "STATE", "ENGINE", "CPUS", "CPU%", "USED", "GIVEN", "UP", "")
 
 
 def table(found: list[Row]) -> str:
-    lines = [HEAD]
+    lines: list[tuple[str, ...]] = [HEAD]
     for row in found:
         alive = row.pid > 0
         reason = "" if row.ended is None else row.ended.reason

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kvmkit.cli import named
 from kvmkit.cli.verbs import VERBS
+
+if TYPE_CHECKING:
+    from kvmkit.manager.home import Home
 
 SUMMARY = VERBS["resume"].summary
 
@@ -18,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from kvmkit.manager import control
 
-    def resume(home: control.Home) -> None:
+    def resume(home: Home) -> None:
         control.ask(home, "resume")
 
     return named.each(args.names, resume)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kvmkit.cli import named
 from kvmkit.cli.verbs import VERBS
+
+if TYPE_CHECKING:
+    from kvmkit.manager.home import Home
 
 SUMMARY = VERBS["rm"].summary
 
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     elif not names:
         raise BadInput("NAME is missing (see `kvmkit help rm`)")
 
-    def remove(home: control.Home) -> None:
+    def remove(home: Home) -> None:
         if args.force and home.running():
             temporary = home.load().temporary
             control.destroy(home)

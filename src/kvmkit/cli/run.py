@@ -97,7 +97,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
         base, directory = VmSpec(image=args.image or ""), Path.cwd()
     import msgspec
 
-    spec = msgspec.structs.replace(base.absolute(directory), **VmSpec(**given).absolute().changed(given))
+    spec: VmSpec = msgspec.structs.replace(base.absolute(directory), **VmSpec(**given).absolute().changed(given))
     spec.check()
     return spec
 

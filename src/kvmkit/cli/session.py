@@ -58,10 +58,7 @@ def run(
         raise
     status = INTERRUPTED
     try:
-        if with_agent:
-            status = _by_agent(vmm, command, tty, attended)
-        else:
-            status = _by_console(vmm, attended)
+        status = _by_agent(vmm, command, tty, attended) if with_agent else _by_console(vmm, attended)
         return status
     except KvmkitError as error:
         status = error.exit_status

@@ -31,6 +31,8 @@ VERBS: dict[str, Verb] = {
     "wait": Verb("kvmkit.cli.wait", "wait until VMs have ended", names=True),
     "rename": Verb("kvmkit.cli.rename", "give a VM another name", names=True),
     "events": Verb("kvmkit.cli.events", "show what happened to VMs", names=True),
+    "schema": Verb("kvmkit.cli.schema", "print the JSON schema of a VM's spec"),
+    "completion": Verb("kvmkit.cli.completion", "print completion for a shell: bash, zsh or fish"),
     "accel": Verb("kvmkit.cli.accel", "show which engine runs guests here, and why"),
     "doctor": Verb("kvmkit.cli.doctor", "check this host for running VMs"),
     "host": Verb("kvmkit.cli.host", "set up this host: modules, nested VMs, huge pages, permissions; and undo it"),

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from kvmkit.manager import control
+    from kvmkit.manager.wire import Refused
 
     end = None if args.timeout is None else time.monotonic() + args.timeout
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
                 control.ask(home, "ready", timeout=left or 600.0)
                 return 0
             ended = control.until_end(home, "wait", deadline=left)
-        except control.Refused:
+        except Refused:
             if end is not None and time.monotonic() >= end:
                 raise late from None
             raise

@@ -12,7 +12,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 
 
 def check(name: str) -> str:
-    """`name` itself. BadInput when it can't be a VM's: it is to be a file's name, a host's name and a word in a shell."""
+    """`name` itself. BadInput when it can't be a VM's: it is to be a file's name and a word in a shell."""
     if _NAME.fullmatch(name) is None:
         raise BadInput(
             f"{name!r} can't be the name of a VM: give up to {LONGEST} letters, digits, '-', '_' and '.', "

@@ -108,8 +108,11 @@ class Job:
         self._command: Command | None = None
         self._until = time.monotonic() + AGENT_SECONDS
         self._ended: Ended | None = None
-        vmm.server.watch(self._reading, lambda events: self._output())
+        vmm.server.watch(self._reading, lambda events: self._take_output())
         vmm.server.after_each_turn(self._look)
+
+    def _take_output(self) -> None:
+        self._output()
 
     def _output(self) -> bool:
         try:
