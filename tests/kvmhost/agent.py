@@ -4,6 +4,7 @@ Frames in both directions: a type byte, a little-endian u32 length, the payload.
 
     outside -> host   R  JSON: {"run": [argv], "env": {...}, "cwd": path} | {"unpack": name, "digest": text, "size": n}
                       S  the number of a signal, as text, for the running command's group
+                      P  nothing: only the interrupt that it comes with matters
     host -> outside   O, E  standard output and error;  X  JSON {"status": n} or {"error": text};  H  hello, see below
 
 `unpack` empties /kvmkit/NAME and extracts a tar of `size` bytes from the start of the disk with serial "parts".
@@ -58,11 +59,13 @@ class Port:
         """What has come: a frame, or None."""
         with contextlib.suppress(BlockingIOError):
             self.buffer += os.read(self.fd, 1 << 16)
-        if len(self.buffer) >= 5:
+        while len(self.buffer) >= 5:
             (length,) = struct.unpack_from("<I", self.buffer, 1)
-            if len(self.buffer) >= 5 + length:
-                frame = self.buffer[:1], self.buffer[5 : 5 + length]
-                self.buffer = self.buffer[5 + length :]
+            if len(self.buffer) < 5 + length:
+                break
+            frame = self.buffer[:1], self.buffer[5 : 5 + length]
+            self.buffer = self.buffer[5 + length :]
+            if frame[0] != b"P":
                 return frame
         return None
 

@@ -30,6 +30,7 @@ examples:
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
+  kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
@@ -62,6 +63,7 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--memory", "-m", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
     add("--cpus", type=whole_number, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
+    add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
@@ -78,7 +80,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
 
     given = {
         name: value
-        for name in ("name", "accel", "memory", "cpus", "cpu", "kernel", "append", "timeout")
+        for name in ("name", "accel", "memory", "cpus", "cpu", "transport", "kernel", "append", "timeout")
         if (value := getattr(args, name, None)) is not None
     }
     for name in ("name", "kernel"):

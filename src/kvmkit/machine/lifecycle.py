@@ -55,6 +55,7 @@ class Machine:
 
         spec.check()
         self.spec = spec
+        self._warn = warn
         self.stats = Stats(started_ns)
         self._engine = choose(spec.accel, warn)
         self._changed = threading.Condition(threading.RLock())
@@ -130,6 +131,8 @@ class Machine:
                 threads.pause()
             if pump is not None:
                 pump.pause()
+            if self._board is not None:
+                self._board.hold()
             with self._changed:
                 if self._state is State.RUNNING:
                     self._state = State.PAUSED
@@ -144,6 +147,8 @@ class Machine:
                     raise KvmkitError(f"a machine that is {self._word()} can't be resumed")
                 self._state = State.RUNNING
                 threads, pump = self._threads, self._pump
+            if self._board is not None:
+                self._board.release()
             if pump is not None:
                 pump.resume()
             if threads is not None:
@@ -283,7 +288,7 @@ class Machine:
     def _build(self) -> None:
         """The board phase and the boot phase."""
         agent = SocketSink(self._agent_host)
-        self._board = Board(self.spec, self._engine, self, self.console, agent, self.debug)
+        self._board = Board(self.spec, self._engine, self, self.console, agent, self.debug, self._warn)
         self.stats.accel = self._board.vm.engine
         load(self._board)
 

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.devices import DeviceSpec
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -34,6 +35,10 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cpus: int = 1
     memory: int = 512 * MIB
     console: Literal["log", "attach"] = "log"
+    transport: Literal["mmio", "pci"] = "mmio"
+    """How the guest finds its virtio devices: described one by one in ACPI, or on a PCI Express bus."""
+    devices: tuple[DeviceSpec, ...] = ()
+    """Virtio devices, in the order the guest finds them."""
     debug_exit: bool = False
     reboot: bool = False
     """Start again when the guest resets; without it, a reset ends the machine."""
@@ -48,6 +53,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         check_memory(self.memory, f"memory of {self.memory} bytes")
         if self.timeout is not None and not 0 < self.timeout < 1e9:
             raise BadInput(f"--timeout {self.timeout:g}: give seconds, more than 0")
+        for device in self.devices:
+            device.check()
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
 

@@ -32,6 +32,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     accel: Annotated[Literal["auto", "kvm", "tcg"], Meta(description="the engine")] = "auto"
     cpu: Annotated[str, Meta(description="CPU model, as `kvmkit cpu list` names them")] = "max"
     cpus: Annotated[int, Meta(description="vCPUs", ge=1, le=4096)] = 1
+    transport: Annotated[Literal["mmio", "pci"], Meta(description="how the guest finds its devices")] = "mmio"
     memory: Annotated[str | int, Meta(description='guest RAM, such as "512M" or "2G"; a number is MiB')] = "512M"
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
@@ -107,6 +108,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             cpu=self.cpu,
             cpus=self.cpus,
             memory=parse_size(str(self.memory)),
+            transport=self.transport,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,
