@@ -75,12 +75,11 @@ def table(found: list[Row]) -> str:
 
 def size(count: float) -> str:
     """Bytes in the largest unit that leaves a number of 1 or more: 512M, 1.5G."""
-    for unit in ("", "K", "M", "G"):
-        if count < 1024:
-            break
+    units = ["", "K", "M", "G", "T"]
+    while count >= 1024 and len(units) > 1:
         count /= 1024
-    else:
-        unit = "T"
+        units.pop(0)
+    unit = units[0]
     return f"{count:.0f}{unit}" if count >= 10 or count == int(count) else f"{count:.1f}{unit}"
 
 

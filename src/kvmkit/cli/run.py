@@ -28,9 +28,9 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
-  kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
+  kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
@@ -80,7 +80,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
 
     given = {
         name: value
-        for name in ("name", "accel", "memory", "cpus", "cpu", "kernel", "append", "timeout", "transport")
+        for name in ("name", "accel", "memory", "cpus", "cpu", "transport", "kernel", "append", "timeout")
         if (value := getattr(args, name, None)) is not None
     }
     for name in ("name", "kernel"):

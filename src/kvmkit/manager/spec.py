@@ -32,10 +32,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     accel: Annotated[Literal["auto", "kvm", "tcg"], Meta(description="the engine")] = "auto"
     cpu: Annotated[str, Meta(description="CPU model, as `kvmkit cpu list` names them")] = "max"
     cpus: Annotated[int, Meta(description="vCPUs", ge=1, le=4096)] = 1
+    transport: Annotated[Literal["mmio", "pci"], Meta(description="how the guest finds its devices")] = "mmio"
     memory: Annotated[str | int, Meta(description='guest RAM, such as "512M" or "2G"; a number is MiB')] = "512M"
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
-    transport: Annotated[Literal["mmio", "pci"], Meta(description="how the guest finds its virtio devices")] = "mmio"
     debug_exit: Annotated[bool, Meta(description="a write to port 0xf4 ends the VM")] = False
     reboot: Annotated[bool, Meta(description="a guest that resets starts again; without it, that ends the VM")] = True
     timeout: Annotated[float | None, Meta(description="end the VM after so many seconds")] = None
