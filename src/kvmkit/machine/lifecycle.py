@@ -33,9 +33,10 @@ _POWER_OFF_EVENT, _RESET_EVENT = 1, 2
 class Machine:
     """One VM made from `spec`. Every method may be called by any thread; none is to be called on a vCPU's.
 
-    The console's output goes to `console_out` and its input comes from `console_in` when the spec says "attach";
-    both stay the caller's. `agent_fd` is the client's end of the stream to the guest's second serial port, open
-    until `close`. `ended_fd` becomes readable when the machine has ended.
+    The console's input comes from `console_in` (-1: there is none), and its output goes to `console_out` when the spec
+    says "attach"; both stay the caller's. `console_copy` gets its output too, on a thread of the machine's, and must
+    not block. `boots` counts the guest's starts. `agent_fd` is the client's end of the stream to the guest's second
+    serial port, open until `close`. `ended_fd` becomes readable when the machine has ended.
 
     Making one checks the spec, takes the engine and loads the kernel, and raises BadInput or HostError in one line.
     """
@@ -46,6 +47,7 @@ class Machine:
         *,
         console_in: int = -1,
         console_out: int = 1,
+        console_copy: Callable[[bytes], None] | None = None,
         warn: Callable[[str], None] | None = None,
         started_ns: int | None = None,
     ) -> None:
@@ -67,10 +69,11 @@ class Machine:
         self._pump: Pump | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="machine", daemon=True)
         self._closed = False
+        self.boots = 0
         attached = spec.console == "attach"
         self._forward = FileSink(console_out) if attached else None
-        self._console_in = console_in if attached else -1
-        self.console = ConsoleLog(forward=self._forward)
+        self._console_in = console_in
+        self.console = ConsoleLog(forward=self._forward, copy=console_copy)
         self.debug = ConsoleLog()
         self._agent_host, self._agent_client = socket.socketpair()
         for end in (self._agent_host, self._agent_client):
@@ -308,6 +311,7 @@ class Machine:
             self._threads = VcpuThreads(board.vcpus, self._left, self._failed, paused=paused)
             self._pump.start()
             self.stats.mark("first_instruction")
+            self.boots += 1
             self._threads.start()
             if self._end is not None:  # stop() came before there was anything to stop
                 self._threads.finish()

@@ -54,7 +54,7 @@ def canonical(address: uint64_t) -> cython.bint:
 def memory_types(value: uint64_t) -> cython.bint:
     """Whether each byte of the PAT is a memory type: 0, 1 and 4 to 7."""
     i: cython.int
-    for i in range(8):
+    for i in range(8):  # noqa: SIM110 - all() would need a Python object
         if (value >> 8 * i) & 0xFF not in (0, 1, 4, 5, 6, 7):
             return False
     return True
