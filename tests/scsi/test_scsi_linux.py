@@ -13,7 +13,6 @@ from kvmkit.guest import images
 
 pytestmark = pytest.mark.guest
 SCRIPT = """
-modprobe -a virtio_scsi sd_mod sr_mod
 for i in 1 2 3 4 5 6 7 8 9 10; do test -b /dev/sda -a -b /dev/sr0 && break; sleep 0.2; done
 sha256sum /dev/sda /dev/sr0
 dd if=/dev/sr0 of=/dev/sda bs=64k count=8 conv=fsync,notrunc 2>/dev/null
