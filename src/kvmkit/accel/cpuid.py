@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvmkit.accel import models
 from kvmkit.accel.features import FEATURES, Word, canonical, masks
 from kvmkit.errors import BadInput
 
@@ -20,34 +21,36 @@ EAX, EBX, ECX, EDX = range(4)
 class Baseline:
     """A model with the same face on every host of a vendor, so that a snapshot can travel between them."""
 
+    name: str
     description: str
-    features: str
-    brand: str
-    signature_amd: int
-    """Leaf 1 eax: family, model and stepping, in the encoding of that leaf."""
-    signature_intel: int
-    physical_bits: int
+
+    @property
+    def features(self) -> str:
+        """All of them: the processor's and the machine's."""
+        own = models.LEVELS[self.name][1] if self.name in models.LEVELS else " ".join(models.features(self.name))
+        return f"{own} {models.COMMON}"
+
+    @property
+    def brand(self) -> str:
+        return f"kvmkit {self.name} CPU"
+
+    def signature(self, amd: bool) -> int:
+        """Leaf 1 eax: family, model and stepping, in the encoding of that leaf."""
+        if self.name in models.NAMED:
+            return models.signature(self.name)
+        # The numbers of QEMU's qemu64 (family 15, model 107) and Nehalem (6, 26): old enough that no guest expects
+        # a feature by them, and kernels know them well.
+        return 0x00060FB1 if amd else 0x000106A3
 
 
-_PARAVIRTUAL = (
-    "kvmclock kvm-nopiodelay kvmclock2 kvm-asyncpf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt kvmclock-stable-bit"
-)
+PHYSICAL_BITS = 40
+"""Of every baseline's addresses, or the host's if they are fewer."""
 
 MODELS: dict[str, str | Baseline] = {
     "host": "everything this host's processor and the engine have",
     "max": "everything the engine has (on `kvm` the same as host)",
-    "x86-64-v2": Baseline(
-        description="the x86-64-v2 level: any server since 2009; snapshots travel between hosts of one vendor",
-        features="fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
-        "sse3 ssse3 cx16 sse4.1 sse4.2 popcnt x2apic tsc-deadline hypervisor arat "
-        f"syscall nx lm lahf-lm {_PARAVIRTUAL}",
-        brand="kvmkit x86-64-v2 CPU",
-        # The numbers of QEMU's qemu64 (family 15, model 107) and Nehalem (6, 26): old enough that no guest expects
-        # a feature by them, and kernels know them well.
-        signature_amd=0x00060FB1,
-        signature_intel=0x000106A3,
-        physical_bits=40,
-    ),
+    **{name: Baseline(name, description) for name, (description, _) in models.LEVELS.items()},
+    **{name: Baseline(name, named.description) for name, named in models.NAMED.items()},
 }
 
 DEFAULT_BASELINE = "x86-64-v2"
@@ -62,38 +65,53 @@ _DROPPED = {0x80000026, 0x8000001F, 0x80000025}
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A parsed `--cpu`: a model's name, and features to add to it and to take away."""
+    """A parsed `--cpu`: a model's name (not an alias), and features to add to it and to take away.
+
+    `nested`: the processor's own extension, vmx or svm, is to be there, or not to be; None leaves it to the model."""
 
     model: str
     add: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
+    nested: bool | None = None
 
 
 def parse(text: str) -> Selection:
-    """Parse `MODEL[,+FEATURE][,-FEATURE]...`. Raises BadInput, with what there is, for an unknown name."""
-    model, *changes = [part.strip() for part in text.split(",")]
+    """Parse `MODEL[,+FEATURE][,-FEATURE]...`. Raises BadInput, with what there is, for an unknown name.
+
+    `+nested` and `-nested` stand for vmx or svm, whichever the processor has.
+    """
+    name, *changes = [part.strip() for part in text.split(",")]
+    model = models.ALIASES.get(name, name)
     if model not in MODELS:
-        raise BadInput(f"--cpu {text}: no CPU model {model!r}; there are {', '.join(MODELS)}")
+        raise BadInput(f"--cpu {text}: no CPU model {name!r}{_similar(name, [*MODELS, *models.ALIASES], _SOME)}")
     wanted: dict[str, bool] = {}
+    nested: bool | None = None
     for change in changes:
-        name = canonical(change[1:])
         if change[:1] not in ("+", "-") or not change[1:]:
             raise BadInput(f"--cpu {text}: {change!r} is neither +FEATURE nor -FEATURE")
-        if name is None:
-            raise BadInput(f"--cpu {text}: no CPU feature {change[1:]!r}{_similar(change[1:])}")
-        wanted[name] = change[0] == "+"
+        if change[1:] == "nested":
+            nested = change[0] == "+"
+            continue
+        feature = canonical(change[1:])
+        if feature is None:
+            raise BadInput(f"--cpu {text}: no CPU feature {change[1:]!r}{_similar(change[1:].lower(), list(FEATURES))}")
+        wanted[feature] = change[0] == "+"
     return Selection(
         model,
         tuple(name for name, on in wanted.items() if on),
         tuple(name for name, on in wanted.items() if not on),
+        nested,
     )
 
 
-def _similar(name: str) -> str:
+_SOME = "; there are host, max, x86-64-v1 to -v4 and QEMU's names: kvmkit cpu list"
+
+
+def _similar(name: str, known: list[str], otherwise: str = "") -> str:
     from difflib import get_close_matches  # only on the way to an error
 
-    close = get_close_matches(name.lower(), FEATURES, 3, 0.6)
-    return f"; did you mean {', '.join(close)}?" if close else ""
+    close = get_close_matches(name, known, 3, 0.7)
+    return f"; did you mean {', '.join(close)}?" if close else otherwise
 
 
 def _get(table: Table, word: Word) -> int:
@@ -135,19 +153,44 @@ def select(text: str, supported: Table) -> Table:
     """
     selection = parse(text)
     model = MODELS[selection.model]
-    table = _baseline(model, supported) if isinstance(model, Baseline) else _everything(supported)
-    for name in selection.add:
+    add, remove = selection.add, selection.remove
+    if selection.nested is False:
+        remove += models.NESTING
+    elif selection.nested:
+        add += (_extension(text, supported),)
+    table = _baseline(model, supported, add) if isinstance(model, Baseline) else _everything(supported)
+    for name in add:
         if not has(supported, name):
             raise BadInput(f"--cpu {text}: neither this processor nor the engine has {name}")
         if (FEATURES[name][0][:2]) not in table:
             raise BadInput(f"--cpu {text}: model {selection.model} has no leaf {FEATURES[name][0][0]:#x} for {name}")
         word, bit = FEATURES[name]
         _put(table, word, _get(table, word) | 1 << bit)
-    for name in selection.remove:
+    for name in remove:
         word, bit = FEATURES[name]
         _put(table, word, _get(table, word) & ~(1 << bit))
+    _nesting_leaf(table, supported)
     _repeat(table)
     return table
+
+
+def _extension(text: str, supported: Table) -> str:
+    """vmx or svm, whichever the engine can give."""
+    for name in models.NESTING:
+        if has(supported, name):
+            return name
+    mend = "on a host with VT-x or AMD-V: kvmkit host nested enable"
+    raise BadInput(f"--cpu {text}: guests can't run VMs of their own here (no vmx, no svm); {mend}")
+
+
+def _nesting_leaf(table: Table, supported: Table) -> None:
+    """Leaf 0x8000000A describes svm, and is there with it."""
+    leaf = (0x8000000A, None)
+    if not has(table, "svm"):
+        table.pop(leaf, None)
+    elif leaf not in table and leaf in supported:
+        table[leaf] = supported[leaf]
+        _put(table, (0x80000000, None, EAX), max(_get(table, (0x80000000, None, EAX)), leaf[0]))
 
 
 def missing(text: str, supported: Table) -> list[str]:
@@ -155,7 +198,7 @@ def missing(text: str, supported: Table) -> list[str]:
     model = MODELS[parse(text).model]
     if not isinstance(model, Baseline):
         return []
-    wanted = [name for name in model.features.split() if name not in _PARAVIRTUAL.split()]
+    wanted = [name for name in model.features.split() if name not in models.COMMON.split()]
     return [name for name in wanted if not has(supported, name)]
 
 
@@ -173,16 +216,16 @@ def _set_brand(table: Table, brand: str) -> None:
         table[(0x80000002 + i, None)] = (words[0], words[1], words[2], words[3])
 
 
-def _baseline(model: Baseline, supported: Table) -> Table:
+def _baseline(model: Baseline, supported: Table, add: tuple[str, ...]) -> Table:
     amd = vendor(supported) in _AMD_VENDORS
     _, *name = supported.get((0, None), (0, 0, 0, 0))
     table: Table = {
         (0, None): (0xD, name[0], name[1], name[2]),
-        (1, None): (model.signature_amd if amd else model.signature_intel, 8 << 8, 0, 0),  # CLFLUSH: 8 * 8 bytes
+        (1, None): (model.signature(amd), 8 << 8, 0, 0),  # CLFLUSH: 8 * 8 bytes
         (6, None): (0, 0, 0, 0),
         (7, 0): (0, 0, 0, 0),
         (0xB, 0): (0, 0, 0, 0),
-        (0xD, 0): supported.get((0xD, 0), (0, 0, 0, 0)),
+        (0xD, 0): (0, 0, 0, 0),
         (0xD, 1): (0, 0, 0, 0),
         (0x80000000, None): (0x80000008, name[0], name[1], name[2]),
         (0x80000001, None): (0, 0, 0, 0),
@@ -190,24 +233,70 @@ def _baseline(model: Baseline, supported: Table) -> Table:
         (0x80000008, None): (0, 0, 0, 0),
     }
     _set_brand(table, model.brand)
-    if amd:  # 64 KiB L1 of 2 ways, 512 KiB L2 of 16, 64-byte lines: a cache to show, whatever the host's is
-        table[(0x80000005, None)] = (0x01FF01FF, 0x01FF01FF, 0x40020140, 0x40020140)
-        table[(0x80000006, None)] = (0, 0x42004200, 0x02008140, 0)
-    else:  # the same by leaf 4 (for_vcpu says who shares it) and, where a guest knows no leaf 4, by leaf 2
+    host_bits = supported.get((0x80000008, None), (0, 0, 0, 0))[EAX] & 0xFF or 36
+    _put(table, (0x80000008, None, EAX), 48 << 8 | min(PHYSICAL_BITS, host_bits))
+    if (0x40000000, None) in supported:
+        table[(0x40000000, None)] = supported[(0x40000000, None)]
+        table[(0x40000001, None)] = (0, 0, 0, 0)
+    for word, mask in masks(f"{model.features} {' '.join(add)}").items():
+        if word[:2] not in supported:
+            continue
+        if word[:2] not in table:  # a leaf that only newer models have
+            table[word[:2]] = (0, 0, 0, 0)
+            if word[0] == 7:
+                _put(table, (7, 0, EAX), max(_get(table, (7, 0, EAX)), word[1] or 0))
+            elif word[0] >> 28 == 8:
+                _put(table, (0x80000000, None, EAX), max(_get(table, (0x80000000, None, EAX)), word[0]))
+        _put(table, word, _get(supported, word) & mask)
+    _caches(table, amd)
+    _extended_state(table, supported)
+    return table
+
+
+def _caches(table: Table, amd: bool) -> None:
+    """A cache to show, whatever the host's is: 64 KiB L1 of 2 ways on AMD and 8 elsewhere, 512 KiB L2 of 16."""
+    if not amd:  # by leaf 4 (for_vcpu says who shares it) and, where a guest knows no leaf 4, by leaf 2
         table[(2, None)] = (0x01, 0, 0x4D, 0x2C307D)
         table[(4, 0)] = (0x121, 7 << 22 | 63, 63, 0)
         table[(4, 1)] = (0x122, 7 << 22 | 63, 63, 0)
         table[(4, 2)] = (0x143, 15 << 22 | 63, 511, 0)
         table[(4, 3)] = (0, 0, 0, 0)
-    host_bits = supported.get((0x80000008, None), (0, 0, 0, 0))[EAX] & 0xFF or 36
-    _put(table, (0x80000008, None, EAX), 48 << 8 | min(model.physical_bits, host_bits))
-    if (0x40000000, None) in supported:
-        table[(0x40000000, None)] = supported[(0x40000000, None)]
-        table[(0x40000001, None)] = (0, 0, 0, 0)
-    for word, mask in masks(model.features).items():
-        if word[:2] in table:
-            _put(table, word, _get(supported, word) & mask)
-    return table
+        return
+    table[(0x80000005, None)] = (0x01FF01FF, 0x01FF01FF, 0x40020140, 0x40020140)
+    table[(0x80000006, None)] = (0, 0x42004200, 0x02008140, 0)
+    if has(table, "topoext"):
+        table[(0x8000001D, 0)] = (0x121, 1 << 22 | 63, 511, 0)
+        table[(0x8000001D, 1)] = (0x122, 1 << 22 | 63, 511, 0)
+        table[(0x8000001D, 2)] = (0x143, 15 << 22 | 63, 511, 0)
+        table[(0x8000001D, 3)] = (0, 0, 0, 0)
+        _put(table, (0x80000000, None, EAX), max(_get(table, (0x80000000, None, EAX)), 0x8000001E))
+
+
+# Which feature brings which components of the extended state (SDM volume 1, 13.1).
+_STATE = {"avx": 1 << 2, "mpx": 3 << 3, "avx512f": 7 << 5, "pku": 1 << 9, "amx-tile": 3 << 17}
+
+
+def _extended_state(table: Table, supported: Table) -> None:
+    """Leaf 0xD: the components that the model's features need, where the host keeps them."""
+    if not has(table, "xsave"):
+        return
+    components = 3  # x87 and SSE
+    for name, bits in _STATE.items():
+        components |= bits if has(table, name) else 0
+    known = supported.get((0xD, 0), (0, 0, 0, 0))
+    components &= known[EAX]
+    size = 576  # the legacy area and the header
+    for index in range(2, 32):
+        if components >> index & 1 and (0xD, index) in supported:
+            table[(0xD, index)] = supported[(0xD, index)]
+            size = max(size, sum(supported[(0xD, index)][:2]))
+    # ebx, the size of what is enabled just now, the engine keeps itself.
+    table[(0xD, 0)] = (components, size, size, 0)
+    if has(table, "amx-tile"):
+        for leaf in (0x1D, 0x1E):
+            for key in [key for key in supported if key[0] == leaf]:
+                table[key] = supported[key]
+                _put(table, (0, None, EAX), max(_get(table, (0, None, EAX)), leaf))
 
 
 def _repeat(table: Table) -> None:

@@ -29,7 +29,11 @@ WORDS: dict[Word, str] = {
     (0x80000001, None, 2): "lahf-lm cmp-legacy svm extapic cr8legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop "
     "skinit wdt - lwp fma4 tce - - - tbm topoext perfctr-core perfctr-nb - - - - - - -",
     (0x80000007, None, 3): "- - - - - - - - invtsc",
-    (0x80000008, None, 1): "clzero - xsaveerptr - - - - - - wbnoinvd - - ibpb - ibrs amd-stibp - - - - - - - - "
+    (
+        0x80000008,
+        None,
+        1,
+    ): "clzero - xsaveerptr - - - - - - wbnoinvd - - ibpb - ibrs amd-stibp - stibp-always-on - - - - - - "
     "amd-ssbd virt-ssbd amd-no-ssb - amd-psfd",
     (0x80000021, None, 0): "no-nested-data-bp - lfence-always-serializing - - - null-sel-clr-base - auto-ibrs",
     (0x40000001, None, 0): "kvmclock kvm-nopiodelay kvm-mmu kvmclock2 kvm-asyncpf kvm-steal-time kvm-pv-eoi "
@@ -37,7 +41,15 @@ WORDS: dict[Word, str] = {
     "kvm-asyncpf-int kvm-msi-ext-dest-id - - - - - - - - kvmclock-stable-bit",
 }
 
-ALIASES: dict[str, str] = {"pni": "sse3", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "lahf_lm": "lahf-lm"}
+ALIASES: dict[str, str] = {
+    "pni": "sse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "lahf_lm": "lahf-lm",
+    "tsx-ldtrk": "tsxldtrk",
+    "pclmuldq": "pclmulqdq",
+}
+ALIASES |= {"ffxsr": "fxsr-opt", "xd": "nx", "i64": "lm"}
 """Linux's names for what has another name above. Beside these, `_` and `-` are the same."""
 
 FEATURES: dict[str, tuple[Word, int]] = {

@@ -48,24 +48,18 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"qemu: this machine does not have {'; '.join(missing)}")
     for text in unasked(description):
         print(f"kvmkit: {text}", file=sys.stderr)
-    from kvmkit.cli.run import run as run_machine
+    from kvmkit.cli.run import run_spec
+    from kvmkit.manager.spec import VmSpec
 
-    return run_machine(
-        argparse.Namespace(
-            image=None,
-            accel=description.accel,
-            memory=f"{description.memory.size // 1024}K",
-            cpus=description.cpus,
-            cpu=description.cpu or "max",
-            kernel=description.kernel,
-            initrd=list(description.initrd),
-            append=description.append,
-            console=True,
-            tty=False,
-            debug_exit=description.debug_exit,
-            timeout=None,
-            stats=None,
-            command=None,
-            started_ns=args.started_ns,
-        )
+    spec = VmSpec(
+        accel=description.accel,
+        memory=f"{description.memory.size // 1024}K",
+        cpus=description.cpus,
+        cpu=description.cpu or "max",
+        kernel=description.kernel,
+        initrd=description.initrd,
+        append=description.append,
+        console=True,
+        debug_exit=description.debug_exit,
     )
+    return run_spec(spec.absolute(), started_ns=args.started_ns or None)

@@ -1,5 +1,6 @@
 """Guest RAM. Every access by guest physical address goes through `pointer`, which checks the whole of it."""
 
+import contextlib
 import mmap
 import os
 
@@ -11,6 +12,7 @@ from cython.cimports.libc.string import memcpy
 from kvmkit.errors import BadInput, HostError
 
 PAGE = 4096
+HUGE = 2 << 20
 HOLE: int = 0xC0000000
 """Where RAM below 4 GiB ends: from here to HIGH_RAM are devices, firmware and the interrupt controllers."""
 HIGH_RAM: int = 0x100000000
@@ -20,24 +22,34 @@ HIGH_RAM: int = 0x100000000
 class GuestMemory:
     """`size` bytes of RAM (a multiple of 4096): [0, low), and what is more than 3 GiB from 4 GiB on.
 
-    The bytes live in a memfd (`fd`), so that another process can map them too. Host and guest share the
-    mapping: a device writes where the guest reads.
+    Host and guest share the mapping: a device writes where the guest reads. `shared` puts the bytes in a memfd
+    (`fd`), so that another process can map them too. Otherwise they are anonymous (`fd` is -1) and the kernel is
+    asked for huge pages: most hosts give a memfd none, and each small page costs a fault, under KVM an exit too.
     """
 
-    def __cinit__(self, size):
+    def __cinit__(self, size, shared=False):
         if size <= 0 or size % PAGE:
             raise BadInput(f"guest memory of {size} bytes is not a positive multiple of {PAGE}")
         self.size = size
         self.low = min(size, HOLE)
-        self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC)
+        self.fd = -1
         try:
-            os.ftruncate(self.fd, size)
-            self.mapping = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED)
+            if shared:
+                self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC)
+                os.ftruncate(self.fd, size)
+                self.mapping = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED)
+            else:
+                self.mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            os.close(self.fd)
+            self.close()
             raise HostError(f"can't reserve {size >> 20} MiB for the guest: {error.strerror}") from error
         view: cython.uchar[:] = self.mapping
         self.base = cython.address(view[0])
+        if not shared:  # KVM maps a huge page only where guest and host addresses agree in its low bits
+            start = -cython.cast(uintptr_t, self.base) % HUGE
+            self.base += start
+            with contextlib.suppress(OSError):  # a kernel without them
+                self.mapping.madvise(mmap.MADV_HUGEPAGE, start, size)
         self.ram.base = self.base
         self.ram.size = self.size
         self.ram.low = self.low
