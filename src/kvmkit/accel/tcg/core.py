@@ -69,14 +69,9 @@ class CpuCore:
     def sample(self, tsc: cython.pointer(uint64_t), now: cython.pointer(int64_t)) -> cython.void:
         """The TSC and CLOCK_MONOTONIC of one moment: of some tries, the one in which least time passed between them."""
         best: int64_t = FOREVER
-<<<<<<< HEAD
         tries: cython.int = SAMPLES
         while tries:
             tries -= 1
-=======
-        _try: cython.int
-        for _try in range(SAMPLES):
->>>>>>> main
             before: int64_t = monotonic()
             ticks: uint64_t = self.ticks()
             took: int64_t = monotonic() - before

@@ -482,13 +482,8 @@ def __wrap_raise_interrupt_x86_64(
 @cython.exceptval(check=False)
 def __wrap_raise_exception_err_x86_64(raw: cython.p_void, vector: cython.int, error: cython.int) -> cython.void:
     """A fault in the IDT of long mode: the library counts 16 bytes for an entry's number, the processor 8."""
-<<<<<<< HEAD
     long_mode: cython.bint = (field64(cython.cast(cython.pointer(Env), raw), ENV_EFER)[0] & 0x400) != 0
     if error & 2 and long_mode and (vector == 13 or vector == 11):
-=======
-    efer: uint64_t = field64(cython.cast(cython.pointer(Env), raw), ENV_EFER)[0]
-    if error & 2 and efer & 0x400 and (vector == 13 or vector == 11):
->>>>>>> main
         error = error >> 1 & ~7 | 2
     real_raise_error(raw, vector, error)
 
