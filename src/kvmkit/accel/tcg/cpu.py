@@ -482,30 +482,10 @@ def __wrap_raise_interrupt_x86_64(
 @cython.exceptval(check=False)
 def __wrap_raise_exception_err_x86_64(raw: cython.p_void, vector: cython.int, error: cython.int) -> cython.void:
     """A fault in the IDT of long mode: the library counts 16 bytes for an entry's number, the processor 8."""
-    efer: uint64_t = field64(cython.cast(cython.pointer(Env), raw), ENV_EFER)[0]
-    if error & 2 and efer & 0x400 and (vector == 13 or vector == 11):
+    long_mode: cython.bint = (field64(cython.cast(cython.pointer(Env), raw), ENV_EFER)[0] & 0x400) != 0
+    if error & 2 and long_mode and (vector == 13 or vector == 11):
         error = error >> 1 & ~7 | 2
     real_raise_error(raw, vector, error)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def __wrap_helper_debug_x86_64(raw: cython.p_void) -> cython.void:
-    """A breakpoint in DR0 to DR3, or INT1 (0xF1), which the library leaves to a debugger. INT1 is a trap of its own."""
-    env = cython.cast(cython.pointer(Env), raw)
-    address: uint64_t = env.segs[R_CS].base + env.eip
-    dr = field64(env, ENV_DR)
-    i: cython.int
-    for i in range(4):
-        if dr[7] >> 2 * i & 3 and not dr[7] >> (16 + 4 * i) & 3 and dr[i] == address and not env.eflags & FLAG_RF:
-            real_debug(raw)
-            return
-    length: cython.int = 1
-    while length < 15 and code_byte(raw, address + length - 1) != 0xF1:
-        length += 1  # prefixes
-    env.eip += length
-    raise_exception(raw, 1, 0, 0)
 
 
 @cython.cfunc
@@ -529,15 +509,24 @@ def __wrap_cpu_get_tsc_x86_64(raw: cython.p_void) -> uint64_t:
 @cython.nogil
 @cython.exceptval(check=False)
 def on_invalid(uc: cython.pointer(uc_engine), user: cython.p_void) -> cython.bint:
-    """#UD. KVM's hypercalls, in both vendors' form, end here as well; a guest that sees KVM's leaves may try them."""
-    env = cython.cast(cython.pointer(Env), cython.cast(u8pp, cython.cast(u8p, uc) + UC_CPU)[0] + CPU_ENV)
+    """#UD, and what the translator does not know: INT1, and KVM's hypercalls, which a guest that sees KVM may try."""
+    cs: u8p = cython.cast(u8pp, cython.cast(u8p, uc) + UC_CPU)[0]
+    env = cython.cast(cython.pointer(Env), cs + CPU_ENV)
     address: uint64_t = env.segs[R_CS].base + env.eip
-    if not field32(env, ENV_EXCEPTION_IS_INT)[0] and is_hypercall(env, address):
+    length: cython.int = 0
+    if field32(env, ENV_EXCEPTION_IS_INT)[0]:
+        on_exception(uc, 6, user)
+        return True
+    if is_hypercall(env, address):
         env.regs[RAX] = cython.cast(uint64_t, HYPERCALL_UNKNOWN if not env.hflags & HF_CPL else HYPERCALL_REFUSED)
         env.eip += 3
-        field32(env, ENV_OLD_EXCEPTION)[0] = cython.cast(uint32_t, -1)
-    else:
-        on_exception(uc, 6, user)
+        return True
+    while is_prefix(code_byte(env, address + length), (env.hflags & HF_CS64) != 0):
+        length += 1
+    if code_byte(env, address + length) == 0xF1:
+        env.eip += length + 1
+        cython.cast(cython.pointer(int32_t), cs + CPU_EXCEPTION_INDEX)[0] = 1
+    on_exception(uc, 6, user)
     return True
 
 
@@ -651,6 +640,18 @@ def __wrap_helper_wrmsr_x86_64(raw: cython.p_void) -> cython.void:
         return
     if not cython.cast(write_msr_function, write_msr)(cpu_of(raw), msr, value, read_tsc(raw)):
         raise_exception(raw, 13, 0, 0)
+    # An interrupt to oneself comes behind WRMSR, not at the end of the block.
+    if cython.cast(is_function, wants_attention)(cpu_of(raw)) and is_wrmsr(raw, env.segs[R_CS].base + env.eip):
+        __wrap_helper_pause_x86_64(raw, 2)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def is_wrmsr(raw: cython.p_void, address: uint64_t) -> cython.bint:
+    """Whether WRMSR stands here without prefixes: then it is two bytes long."""
+    return code_byte(raw, address) == 0x0F and code_byte(raw, address + 1) == 0x30
 
 
 @cython.cfunc
