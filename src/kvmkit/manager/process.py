@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     import faulthandler
 
     from kvmkit.errors import KvmkitError
+    from kvmkit.manager import files
 
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # its threads, to the log, when it seems to hang
@@ -38,7 +39,9 @@ def main(argv: list[str]) -> int:
     try:
         vmm, run = _start(name, began)
     except (KvmkitError, OSError, MemoryError) as error:
-        _tell(ready, {"error": str(error) or type(error).__name__, "status": getattr(error, "exit_status", 1)})
+        _tell(
+            ready, {"error": files.text(str(error)) or type(error).__name__, "status": getattr(error, "exit_status", 1)}
+        )
         return 1
     _tell(ready, {"ok": True})
     ended = run()

@@ -4,7 +4,7 @@ import cython
 from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new
 from cython.cimports.kvmkit.virtio.lane import Lane
 from cython.cimports.kvmkit.virtio.queue import queue_get, queue_release
-from cython.cimports.kvmkit.virtio.ring import Chain, VirtQueue
+from cython.cimports.kvmkit.virtio.ring import VirtQueue
 from cython.cimports.kvmkit.virtio.rng import MOST, getrandom
 from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t
 
