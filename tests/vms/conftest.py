@@ -23,7 +23,7 @@ def caller(home: Path) -> Kvmkit:
         env = {**environment(), "KVMKIT_HOME": str(home)}
         return subprocess.run(
             [*COMMAND, *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, timeout=timeout, check=False, **given,
+            capture_output=True, env=env, timeout=timeout, check=False, **given,
         )  # fmt: skip
 
     return call

@@ -196,8 +196,7 @@ def test_what_can_not_start_leaves_nothing(kvmkit) -> None:
 
 
 def test_a_spec_in_a_file(kvmkit, tmp_path: Path) -> None:
-    build(tmp_path, 'say 0x3f8, "hello\\n"\n' + END["debug exit"])
-    (kernel,) = [path.name for path in tmp_path.iterdir() if path.is_file()][:1]
+    kernel = os.path.basename(build(tmp_path, 'say 0x3f8, "hello\\n"\n' + END["debug exit"]))
     file = tmp_path / "vm.toml"
     file.write_text(f'accel = "tcg"\nmemory = "16M"\nkernel = "{kernel}"\ndebug_exit = true\n')
     done = kvmkit("run", str(file))

@@ -64,8 +64,12 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
-    wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
-    vmm = Vmm(own, wanted.machine(), with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+    try:
+        wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
+        vmm = Vmm(own, wanted.machine(), with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+    except BaseException:
+        own.close()  # the lock with it, before anybody is told
+        raise
     signals = _signals()
     vmm.server.watch(signals, lambda events: _terminated(vmm, signals))
     job = Job(vmm, list(wanted.command)) if wanted.command else None

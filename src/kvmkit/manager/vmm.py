@@ -90,9 +90,12 @@ class Vmm:
         self._close_files()
         self.noted.state = "ended"
         self.noted.ended = Ended(
-            reason="not started", status=getattr(error, "exit_status", 1), detail=files.text(str(error)), at=time.time(),
+            reason="not started",
+            status=getattr(error, "exit_status", 1),
+            detail=files.text(str(error)),
+            at=time.time(),
             wanted=False,
-        )  # fmt: skip
+        )
         try:
             self.home.store(self.noted)
         except OSError:
