@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from parts import Bus
+from pci_parts import Bus
 
 
 @pytest.fixture

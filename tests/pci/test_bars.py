@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import COMMAND, MEMORY, MIB, Bus, Memory
+from pci_parts import COMMAND, MEMORY, MIB, Bus, Memory
 
 from kvmkit.bus import pc
 from kvmkit.pci import Bar

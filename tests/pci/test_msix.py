@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import COMMAND, Bus
+from pci_parts import COMMAND, Bus
 
 from kvmkit.errors import BadInput
 from kvmkit.pci.routes import MOST_VECTORS

@@ -28,6 +28,7 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
@@ -64,6 +65,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--cpus", type=whole_number, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
+    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
+    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
@@ -76,6 +80,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
+    from kvmkit.machine import parse_disk, parse_scsi
     from kvmkit.manager.spec import VmSpec
 
     given = {
@@ -86,7 +91,11 @@ def specified(args: argparse.Namespace) -> VmSpec:
     for name in ("name", "kernel"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")
-    given |= {name: True for name in ("console", "debug_exit") if getattr(args, name)}
+    given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
+    if args.disk:
+        given["disks"] = tuple(parse_disk(text) for text in args.disk)
+    if args.scsi:
+        given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from kvmkit.manager import outcome
 from kvmkit.manager.record import Ended
 
 if TYPE_CHECKING:
-    from kvmkit.machine import End, MachineSpec
+    from kvmkit.machine import End, Machine, MachineSpec
     from kvmkit.manager.home import Home
     from kvmkit.manager.vmm import Vmm
 
@@ -25,6 +26,8 @@ TIMED_OUT = outcome.TIMED_OUT
 INTERRUPTED = 130
 HELLO_SECONDS = 300.0
 """A guest whose agent has not answered by then hangs: the slowest boot seen took a tenth of it."""
+DRIVER_SECONDS = 10.0
+"""After its agent's first word, a guest loads its drivers in a tenth of that."""
 
 
 def run(
@@ -56,9 +59,10 @@ def run(
     except BaseException:
         home.discard()  # it was made for this
         raise
+    undriven = _Undriven(vmm.machine)
     status = INTERRUPTED
     try:
-        status = _by_agent(vmm, command, tty, attended) if with_agent else _by_console(vmm, attended)
+        status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
         return status
     except KvmkitError as error:
         status = error.exit_status
@@ -68,6 +72,7 @@ def run(
         raise
     finally:
         vmm.finish(_ended(vmm, status))
+        undriven.tell()
         stats_file.write(stats, vmm.machine.stats.json())
 
 
@@ -88,7 +93,34 @@ def _ended(vmm: Vmm, status: int) -> Ended:
     return ended
 
 
-def _by_agent(vmm: Vmm, command: list[str] | None, tty: bool, attended: bool) -> int:
+class _Undriven:
+    """Tells of devices that no driver of the guest's took into use: some time after it is up, or at the end."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._timer: threading.Timer | None = None
+        self._told = False
+
+    def guest_is_up(self) -> None:
+        if self._machine.undriven():
+            self._timer = threading.Timer(DRIVER_SECONDS, self._say)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def tell(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        self._say()
+
+    def _say(self) -> None:
+        if not self._told and (lines := self._machine.undriven()):
+            self._told = True
+            for line in lines:
+                _warn(line)
+
+
+def _by_agent(vmm: Vmm, command: list[str] | None, tty: bool, attended: bool, undriven: _Undriven) -> int:
     """The command's streams are ours, and so is its status."""
     from kvmkit.guest.client import AgentGone, Escaped, Woken
 
@@ -99,6 +131,7 @@ def _by_agent(vmm: Vmm, command: list[str] | None, tty: bool, attended: bool) ->
     try:
         client.wait_hello(HELLO_SECONDS)
         machine.stats.mark("user_space")
+        undriven.guest_is_up()
         if shell:
             say(f"exit or Ctrl-D ends the shell and its VM; {terminal.EscapeKey.NAME} leaves at any time")
         stdin = 0 if shell or command is not None else None

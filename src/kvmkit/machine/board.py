@@ -14,6 +14,7 @@ from kvmkit.devices.power import PowerManagement, ResetPort
 from kvmkit.devices.rtc import Rtc
 from kvmkit.devices.serial import SerialPort
 from kvmkit.devices.sinks import Sink
+from kvmkit.machine.virtio import VirtioDevices
 from kvmkit.memory import GuestMemory
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from kvmkit.boot.acpi.pci import PciHost
     from kvmkit.devices.lines import Timed
     from kvmkit.machine.spec import MachineSpec
-    from kvmkit.machine.virtio_bus import VirtioBus
     from kvmkit.pci import HostBridge
 
 SERIAL_REGISTERS = 8
@@ -57,7 +57,6 @@ class Board:
         self.rsdp = 0
         self.vcpus = []
         self.pci: HostBridge | None = None
-        self.virtio: VirtioBus | None = None
         self.memory = GuestMemory(spec.memory)
         try:
             self.ports = AddressSpace("ports")
@@ -66,7 +65,7 @@ class Board:
             self.pci = self._add_pci() if spec.transport == "pci" else None
             self._add_serial(console, agent)
             self._add_platform(events, debug)
-            self._add_virtio(log)
+            self.virtio = VirtioDevices(spec, self.memory, self.vm, self.mmio, self.pci, log)
             self._add_tables()
             self.vcpus = [self.vm.create_vcpu(index) for index in range(spec.cpus)]
         except BaseException:
@@ -117,26 +116,6 @@ class Board:
             add(pc.DEBUG_EXIT, 4, DebugExit(events.debug_exit))
         add_ignored(self.ports)
 
-    def _add_virtio(self, log: Callable[[str], None] | None) -> None:
-        """The devices of the spec, on the transport of the spec."""
-        if not self.spec.devices:
-            return
-        from kvmkit.machine.devices import make
-        from kvmkit.machine.virtio_bus import VirtioBus
-
-        self.virtio = VirtioBus(self.vm, self.mmio, self.pci)
-        for number, device in enumerate(self.spec.devices):
-            self.virtio.add(make(device, self.memory, number, log))
-
-    def hold(self) -> None:
-        """Have no device touch memory, once no vCPU runs. `release` goes on."""
-        if self.virtio is not None:
-            self.virtio.hold()
-
-    def release(self) -> None:
-        if self.virtio is not None:
-            self.virtio.release()
-
     @property
     def timed(self) -> Sequence[Timed]:
         """Devices that act when their time has come."""
@@ -149,7 +128,7 @@ class Board:
         tables = acpi.build(
             cpus=self.spec.cpus,
             serial=pc.SERIAL_PORTS[: len(self.serial)],
-            virtio_mmio=self.virtio.described() if self.virtio is not None else (),
+            virtio_mmio=self.virtio.described(),
             i8042=False,
             pci=self._describe_pci(self.pci) if self.pci is not None else None,
         )
@@ -172,11 +151,11 @@ class Board:
 
     def close(self) -> None:
         """Give everything back. No thread may be in a vCPU."""
+        if hasattr(self, "virtio"):
+            self.virtio.close()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
-        if self.virtio is not None:
-            self.virtio.close()
         if self.pci is not None:
             self.pci.stop()
         if hasattr(self, "vm"):

@@ -55,8 +55,9 @@ class Machine:
 
         spec.check()
         self.spec = spec
-        self._warn = warn
         self.stats = Stats(started_ns)
+        self._warn = warn
+        self._undriven: list[str] = []
         self._engine = choose(spec.accel, warn)
         self._changed = threading.Condition(threading.RLock())
         self._state = State.CREATED
@@ -108,6 +109,11 @@ class Machine:
         board = self._board
         return self.stats.report(board.exits() if board is not None else None)
 
+    def undriven(self) -> list[str]:
+        """A line for each virtio device that the guest has not taken into use, with what its kernel needs for that."""
+        board = self._board
+        return self._undriven if board is None else board.virtio.undriven()
+
     # Its life.
 
     def start(self) -> None:
@@ -126,13 +132,13 @@ class Machine:
                     return
                 if self._state is not State.RUNNING or self._end is not None:
                     raise KvmkitError(f"a machine that is {self._word()} can't be paused")
-                threads, pump = self._threads, self._pump
+                threads, pump, board = self._threads, self._pump, self._board
             if threads is not None:
                 threads.pause()
             if pump is not None:
                 pump.pause()
-            if self._board is not None:
-                self._board.hold()
+            if board is not None:
+                board.virtio.hold()
             with self._changed:
                 if self._state is State.RUNNING:
                     self._state = State.PAUSED
@@ -146,9 +152,9 @@ class Machine:
                 if self._state is not State.PAUSED or self._end is not None:
                     raise KvmkitError(f"a machine that is {self._word()} can't be resumed")
                 self._state = State.RUNNING
-                threads, pump = self._threads, self._pump
-            if self._board is not None:
-                self._board.release()
+                threads, pump, board = self._threads, self._pump, self._board
+            if board is not None:
+                board.virtio.release()
             if pump is not None:
                 pump.resume()
             if threads is not None:
@@ -299,6 +305,8 @@ class Machine:
             sources = (self._console_in, self._agent_host.fileno())
             channels = [Channel(port, source) for port, source in zip(board.serial, sources, strict=True)]
             paused = self._state is State.PAUSED  # the guest reset itself while it was being paused
+            if paused:
+                board.virtio.hold()
             self._pump = Pump(channels, board.timed, lambda error: self._broken("the pump", error), paused=paused)
             self._threads = VcpuThreads(board.vcpus, self._left, self._failed, paused=paused)
             self._pump.start()
@@ -319,6 +327,7 @@ class Machine:
         if pump is not None:
             pump.close()
         if board is not None:
+            self._undriven = board.virtio.undriven()
             try:
                 self.stats.add_exits(board.exits())
             finally:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.spec import Disk, ScsiDisk
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -34,6 +35,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     cpus: Annotated[int, Meta(description="vCPUs", ge=1, le=4096)] = 1
     transport: Annotated[Literal["mmio", "pci"], Meta(description="how the guest finds its devices")] = "mmio"
     memory: Annotated[str | int, Meta(description='guest RAM, such as "512M" or "2G"; a number is MiB')] = "512M"
+    disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
+    scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
+    rng: Annotated[bool, Meta(description="entropy from the host")] = False
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
     debug_exit: Annotated[bool, Meta(description="a write to port 0xf4 ends the VM")] = False
@@ -62,6 +66,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
         parse_size(str(self.memory))
         cpuid.parse(self.cpu)
+        for disk in self.disks:
+            disk.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
@@ -74,6 +80,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             self,
             kernel=os.path.join(base, self.kernel) if self.kernel else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
+            disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
         )
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
@@ -109,6 +117,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             cpus=self.cpus,
             memory=parse_size(str(self.memory)),
             transport=self.transport,
+            disks=self.disks,
+            scsi=self.scsi,
+            rng=self.rng,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

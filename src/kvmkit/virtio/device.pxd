@@ -20,6 +20,7 @@ cdef class VirtioDevice(Served):
     cdef public object log
     cdef bint held
     cdef bint closed
+    cdef readonly bint driven
     cdef object lock
     cdef list lane_of
     cdef uint32_t interrupts_pending

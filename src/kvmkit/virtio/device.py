@@ -167,7 +167,7 @@ class VirtioDevice(Served):
         if self.log is not None:
             try:
                 self.log(f"{self.name}: the guest's driver must reset this device: {why}")
-            except Exception:  # whoever listens may be gone; the device is not to suffer
+            except Exception:
                 pass
 
     # For transports, on a vCPU's thread.
@@ -219,6 +219,7 @@ class VirtioDevice(Served):
                 new &= ~DRIVER_OK
             self.status |= new
             if new & DRIVER_OK:
+                self.driven = True
                 if self.status & NEEDS_RESET:
                     self.interrupt_config()
                 self._go_on()

@@ -27,6 +27,7 @@ class VirtioDevice(Served):
     status: int
     generation: int
     failure: str
+    driven: bool
     config: bytes
     log: Callable[[str], None] | None
     def __init__(

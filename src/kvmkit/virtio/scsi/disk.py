@@ -10,7 +10,7 @@ from . import sense
 from .sense import CheckCondition, invalid_field, invalid_parameter
 from .unit import LogicalUnit, Medium, Op
 
-MOST_TRANSFER = 1 << 20
+MOST_TRANSFER = 1 << 19
 """Bytes that one READ, WRITE or VERIFY can ask for: what one request may have us hold."""
 MOST_SAME = 32 << 20
 """Bytes of one WRITE SAME whose block is not all zeros: it is written out, and the guest waits."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
+from pathlib import Path
 
 import pytest
 from tests.cli.calling import call
@@ -12,7 +14,7 @@ from kvmkit.errors import HostError
 from kvmkit.guest import images
 from kvmkit.guest.client import AgentClient
 from kvmkit.machine import Machine, MachineSpec
-from kvmkit.machine.devices import RngSpec
+from kvmkit.machine.spec import Disk
 
 pytestmark = pytest.mark.guest
 RUN = ("run", "--accel", "tcg", "--transport", "pci", "--")
@@ -45,52 +47,65 @@ def test_a_guest_restarts_and_powers_off_by_its_usual_ports() -> None:
     assert "restarted" in done.stderr
 
 
-def in_guest(script: str, *, append: str = "", **options: object) -> str:
-    """Run a shell script in a machine with two random number generators; what it says."""
+def in_guest(disk: Path, script: str, *, append: str = "", **options: object) -> str:
+    """Run a shell script in a machine with a disk and a random number generator; what it says."""
     image = images.ensure()
+    disk.write_bytes(CONTENT)
     append = f"console=ttyS0 panic=-1 {image.append} {append}"
-    given: dict = {"accel": "tcg", "timeout": 90, "devices": (RngSpec(), RngSpec()), **options}
+    given: dict = {"accel": "tcg", "timeout": 90, "rng": True, "disks": (Disk(path=str(disk)),), **options}
     said: list[str] = []
     spec = MachineSpec(kernel=str(image.kernel), initrd=(str(image.initrd),), append=append, **given)
     with Machine(spec, warn=said.append) as machine, tempfile.TemporaryFile() as out:
         machine.start()
         client = AgentClient(machine.agent_fd, wake=machine.ended_fd)
         client.wait_hello(60)
-        assert client.run(["sh", "-ec", script], stdout=out.fileno()) == 0
+        assert client.run(["sh", "-ec", LOAD + script], stdout=out.fileno()) == 0
         out.seek(0)
         text = out.read().decode()
     assert said == []
+    assert text.startswith(f"20000\n{hashlib.sha256(CONTENT).hexdigest()}")
+    changed = disk.read_bytes()
+    assert changed[4096:8192] == CONTENT[:4096]
     return text
 
 
-LOAD = "modprobe -a virtio_pci virtio_mmio virtio_rng; head -c 20000 /dev/hwrng | wc -c; cat /proc/interrupts; dmesg; "
+CONTENT = bytes(range(256)) * 4096
+LOAD = """
+modprobe -a virtio_pci virtio_mmio virtio_rng virtio_blk
+head -c 20000 /dev/hwrng | wc -c
+sha256sum /dev/vda
+dd if=/dev/vda of=/dev/vda bs=4096 count=1 seek=1 conv=fsync,notrunc 2>/dev/null
+cat /proc/interrupts
+dmesg
+"""
 
 
-def test_virtio_over_pci_interrupts_by_messages() -> None:
-    again = "rmmod virtio_rng; rmmod virtio_pci; echo 1 > /sys/bus/pci/devices/0000:00:01.0/reset; modprobe virtio_pci;"
-    again += (
-        "modprobe virtio_rng; echo virtio_rng.0 > /sys/class/misc/hw_random/rng_current; head -c 500 /dev/hwrng|wc -c"
-    )
-    text = in_guest(LOAD + again, transport="pci")
-    assert text.startswith("20000\n")
-    assert re.search(r"PCI-MSI \d+-edge +virtio0-config", text)
-    counts = re.findall(r": +(\d+) +PCI-MSI \d+-edge +virtio\d-input", text)
+def test_virtio_over_pci_interrupts_by_messages(tmp_path: Path) -> None:
+    again = """
+        rmmod virtio_rng virtio_blk virtio_pci
+        for d in 1 2; do echo 1 > /sys/bus/pci/devices/0000:00:0$d.0/reset; done
+        modprobe -a virtio_pci virtio_rng virtio_blk
+        head -c 500 /dev/hwrng | wc -c
+        sha256sum /dev/vda
+    """
+    text = in_guest(tmp_path / "disk", again, transport="pci")
+    assert len(re.findall(r"PCI-MSI \d+-edge +virtio\d-config", text)) == 2
+    counts = re.findall(r": +(\d+) +PCI-MSI \d+-edge +virtio\d-(?:input|req.0)", text)
     assert len(counts) == 2
-    assert max(map(int, counts)) > 10
-    assert text.endswith("\n500\n"), "after a reset of the function"
+    assert min(map(int, counts)) > 2
+    expected = CONTENT[:4096] * 2 + CONTENT[8192:]
+    assert text.endswith(f"\n500\n{hashlib.sha256(expected).hexdigest()}  /dev/vda\n"), "after a reset of both"
 
 
-def test_virtio_over_pci_interrupts_by_the_pin() -> None:
-    text = in_guest(LOAD, append="pci=nomsi", transport="pci")
-    assert text.startswith("20000\n")
+def test_virtio_over_pci_interrupts_by_the_pin(tmp_path: Path) -> None:
+    text = in_guest(tmp_path / "disk", "", append="pci=nomsi", transport="pci")
     assert "PCI-MSI" not in text
     counts = re.findall(r": +(\d+) +IO-APIC +2\d-fasteoi +virtio\d", text)
     assert len(counts) == 2
-    assert max(map(int, counts)) > 10
+    assert min(map(int, counts)) > 2
     assert "nobody cared" not in text
 
 
-def test_the_same_devices_over_mmio() -> None:
-    text = in_guest(LOAD)
-    assert text.startswith("20000\n")
+def test_the_same_devices_over_mmio(tmp_path: Path) -> None:
+    text = in_guest(tmp_path / "disk", "")
     assert len(re.findall(r"IO-APIC +\d+-edge +virtio\d", text)) == 2

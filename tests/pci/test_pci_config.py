@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import BAR0, BAR1, COMMAND, IDENTITY, MEMORY, Bus, Memory
+from pci_parts import BAR0, BAR1, COMMAND, IDENTITY, MEMORY, Bus, Memory
 
 from kvmkit.bus import pc
 from kvmkit.errors import BadInput
