@@ -60,7 +60,7 @@ FILES = """
 Files
 
   ~/.cache/kvmkit          what can be made again: guest images, unpacked kernels, the measurement of /dev/kvm
-  ~/.local/share/kvmkit    what can't
+  ~/.local/share/kvmkit    what can't: VMs
   $XDG_RUNTIME_DIR/kvmkit  what ends with the login
 
 XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one directory.
