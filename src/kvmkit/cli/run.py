@@ -28,6 +28,8 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
+  kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
@@ -45,6 +47,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
     add("--cpus", type=whole_number, default=1, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", default="max", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
+    nested = parser.add_mutually_exclusive_group()
+    nested.add_argument("--nested", action="store_true", default=None, help="let the guest run VMs of its own")
+    nested.add_argument("--no-nested", dest="nested", action="store_false", help="hide vmx and svm from it")
+    add(
+        "--hugepages",
+        nargs="?",
+        const="default",
+        default="",
+        metavar="SIZE",
+        help="guest RAM on huge pages: --hugepages, =2M, =1G or =transparent",
+    )
     add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", default=[], metavar="PATH", help="an initramfs; may be given several times")
@@ -81,6 +94,11 @@ def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
     memory = parse_size(args.memory)
     cpuid.parse(args.cpu)
     choose(args.accel)
+    memory_path, preallocate = getattr(args, "memory_path", ""), getattr(args, "preallocate", False)
+    if args.hugepages or memory_path:
+        from kvmkit.memory import backing
+
+        backing.check(memory, args.hugepages, memory_path)
     # A kernel of the user's own runs alone, unless an image or a command to run in it is given too.
     alone = args.kernel is not None and args.image is None and not args.command
     if args.initrd and args.kernel is None:
@@ -109,6 +127,10 @@ def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
         console="attach" if args.console or alone else "log",
         debug_exit=args.debug_exit,
         timeout=args.timeout,
+        hugepages=args.hugepages,
+        memory_path=memory_path,
+        preallocate=preallocate,
+        nested=args.nested,
     )
     spec.check()
     return spec, not alone and not args.console

@@ -14,12 +14,13 @@ from kvmkit.devices.power import PowerManagement, ResetPort
 from kvmkit.devices.rtc import Rtc
 from kvmkit.devices.serial import SerialPort
 from kvmkit.devices.sinks import Sink
-from kvmkit.memory import GuestMemory
+from kvmkit.memory.backing import allocate
 
 if TYPE_CHECKING:
     from kvmkit.accel import Engine, VirtualCpu, VirtualMachine
     from kvmkit.devices.lines import Timed
     from kvmkit.machine.spec import MachineSpec
+    from kvmkit.memory import GuestMemory
 
 SERIAL_REGISTERS = 8
 KEYBOARD_IRQ = 1
@@ -46,11 +47,13 @@ class Board:
         self.spec = spec
         self.rsdp = 0
         self.vcpus = []
-        self.memory = GuestMemory(spec.memory)
+        self.memory = allocate(
+            spec.memory, hugepages=spec.hugepages, path=spec.memory_path, preallocate=spec.preallocate
+        )
         try:
             self.ports = AddressSpace("ports")
             self.mmio = AddressSpace("memory")
-            self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu, cpus=spec.cpus)
+            self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu_text, cpus=spec.cpus)
             self._add_serial(console, agent)
             self._add_platform(events, debug)
             self._add_tables()

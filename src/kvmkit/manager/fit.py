@@ -19,8 +19,6 @@ def _lacking(description: Description) -> Iterator[str]:
         yield f"the {disk.media} {disk.path}"
     for network in description.networks:
         yield f"the {network.kind} network"
-    if description.memory.path or description.memory.hugepages:
-        yield f"memory on huge pages{f' ({description.memory.path})' if description.memory.path else ''}"
     firmware = description.firmware
     for image in (firmware.bios, firmware.code, firmware.variables):
         if image:

@@ -11,6 +11,7 @@ from cython.cimports.libc.string import memcpy
 from kvmkit.errors import BadInput, HostError
 
 PAGE = 4096
+MADV_POPULATE_WRITE = 23  # <linux/mman.h>, since Linux 5.14; Python has no name for it
 HOLE: int = 0xC0000000
 """Where RAM below 4 GiB ends: from here to HIGH_RAM are devices, firmware and the interrupt controllers."""
 HIGH_RAM: int = 0x100000000
@@ -22,22 +23,37 @@ class GuestMemory:
 
     The bytes live in a memfd (`fd`), so that another process can map them too. Host and guest share the
     mapping: a device writes where the guest reads.
+
+    `fd`, when given, is the file to use instead, and becomes this object's; -1 stands for memory without a file.
+    `page` is the size of that file's pages in bytes. `transparent` asks the kernel for transparent huge pages,
+    `populate` has it find all pages now. `kvmkit.memory.backing` makes these.
     """
 
-    def __cinit__(self, size):
+    def __cinit__(self, size, fd=None, page=PAGE, transparent=False, populate=False):
         if size <= 0 or size % PAGE:
             raise BadInput(f"guest memory of {size} bytes is not a positive multiple of {PAGE}")
         self.size = size
         self.low = min(size, HOLE)
-        self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC) if fd is None else fd
+        span = (size + page - 1) // page * page
         try:
-            os.ftruncate(self.fd, size)
-            self.mapping = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED)
+            if self.fd >= 0:
+                os.ftruncate(self.fd, span)
+                self.mapping = mmap.mmap(self.fd, span, flags=mmap.MAP_SHARED)
+            else:  # a page more, so that RAM can begin at a multiple of it
+                self.mapping = mmap.mmap(-1, span + page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if transparent:
+                self.mapping.madvise(mmap.MADV_HUGEPAGE)
+            if populate:
+                self.mapping.madvise(MADV_POPULATE_WRITE, 0, span)
         except OSError as error:
-            os.close(self.fd)
+            self.close()
             raise HostError(f"can't reserve {size >> 20} MiB for the guest: {error.strerror}") from error
         view: cython.uchar[:] = self.mapping
-        self.base = cython.address(view[0])
+        first: uintptr_t = cython.cast(uintptr_t, cython.address(view[0]))
+        if self.fd < 0:
+            first = (first + page - 1) // page * page
+        self.base = cython.cast(cython.pointer(uint8_t), first)
         self.ram.base = self.base
         self.ram.size = self.size
         self.ram.low = self.low
