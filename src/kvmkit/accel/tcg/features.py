@@ -85,7 +85,7 @@ def words_of(table: Table) -> dict[int, int]:
 def supported() -> Table:
     """What a guest of this engine can be shown, told without making one: the features, by their words."""
     b, c, d = (int.from_bytes(VENDOR[at : at + 4], "little") for at in (0, 8, 4))
-    table: Table = {leaf: (0, 0, 0, 0) for leaf in LEAVES}
+    table: Table = dict.fromkeys(LEAVES, (0, 0, 0, 0))
     table[0, None] = (LEVEL, b, c, d)
     table[0x80000000, None] = (EXTENDED_LEVEL, b, c, d)
     for (leaf, subleaf, register), bits in masks(TRANSLATED).items():
