@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ def _list(args: argparse.Namespace) -> int:
         if not _is_version(name):
             kvm, tcg = (_word(row["missing"][engine]) for engine in ("kvm", "tcg"))  # type: ignore[index] # a dict
             print(f"{name:<{width}}  {kvm:<9}  {tcg:<9}  {row['description']}")
-    from textwrap import fill
-
     others = [name for name in [*told, *models.ALIASES] if _is_version(name)]
     print("versions and other names of these:")
     print(fill(" ".join(others), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
@@ -127,8 +126,6 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"model": args.model, "engines": told, "reason": why}, indent=2))
         return 0
-    from textwrap import fill
-
     for engine, row in told.items():
         if "refused" in row:
             print(f"on {engine}: {row['refused']}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
 from pathlib import Path
 
 from kvmkit.errors import BadInput, HostError
@@ -117,7 +116,8 @@ def _from_path(size: int, path: str, preallocate: bool) -> GuestMemory:
     check(size, path=path)
     try:
         if os.path.isdir(path):
-            fd, name = tempfile.mkstemp(prefix="kvmkit-ram-", dir=path)
+            name = os.path.join(path, f".kvmkit-ram-{os.getpid()}-{os.urandom(4).hex()}")
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.unlink(name)
         else:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
