@@ -12,17 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmkit.boot.acpi import MmioDevice, aml, build
+from kvmkit.boot.acpi.pci import PciHost
 from kvmkit.boot.acpi.tables import table
 from kvmkit.bus.pc import ACPI_TABLES, ACPI_TABLES_END, SERIAL_PORTS
 from kvmkit.errors import BadInput
 from kvmkit.memory import GuestMemory
 
 DEVICES = [MmioDevice(i, 0xD0000000 + 0x1000 * i, 0x1000, 16 + i % 8, level=i == 3) for i in range(8)]
+PCI = PciHost(
+    (0xF0000000, 0xFE000000),
+    (1 << 34, 1 << 35),
+    tuple((slot, pin, 20 + (slot + pin) % 4) for slot in range(1, 32) for pin in range(4)),
+)
 SHAPES = {
     "small": {"cpus": 1, "serial": SERIAL_PORTS[:1]},
     "full": {"cpus": 4, "serial": SERIAL_PORTS, "virtio_mmio": DEVICES, "keyboard": True},
     "255 vCPUs": {"cpus": 255, "serial": SERIAL_PORTS[:2], "virtio_mmio": DEVICES},
     "x2APIC": {"cpus": 300, "serial": []},
+    "PCI": {"cpus": 2, "serial": SERIAL_PORTS[:2], "pci": PCI},
 }
 
 iasl = pytest.mark.skipif(shutil.which("iasl") is None, reason="needs iasl (acpica-tools)")
@@ -61,7 +68,8 @@ def test_tables_lie_in_their_place_and_sum_to_zero(shape):
         end = address + len(data)
     assert end <= ACPI_TABLES_END
     found = walk(tables)
-    assert found.keys() == {"RSDP", "XSDT", "FACP", "APIC", "FACS", "DSDT"}
+    expected = {"RSDP", "XSDT", "FACP", "APIC", "FACS", "DSDT"} | ({"MCFG"} if shape == "PCI" else set())
+    assert found.keys() == expected
     assert sum(found["RSDP"][:20]) % 256 == 0
     for name, data in found.items():
         assert name == "FACS" or sum(data) % 256 == 0
@@ -110,6 +118,24 @@ def test_the_dsdt_says_what_was_asked_for(tmp_path):
     assert text.count("Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive") == 1
     assert re.search(r"0xD0003000,.*?0x00001000,.*?0x00000013,", text, re.DOTALL)
     assert re.search(r"Name \(\\_S5, Package.*?0x05,\s*0x05", text, re.DOTALL)
+
+
+@iasl
+def test_the_dsdt_describes_the_pci_host_bridge(tmp_path):
+    found = walk(build(**SHAPES["PCI"]))
+    (tmp_path / "DSDT.dat").write_bytes(found["DSDT"])
+    subprocess.run(["iasl", "-d", "DSDT.dat"], cwd=tmp_path, capture_output=True, check=True)
+    text = (tmp_path / "DSDT.dsl").read_text()
+    bridge = text[text.index("Device (PCI0)") : text.index("Device (MRES)")]
+    assert 'EisaId ("PNP0A08")' in bridge
+    assert re.search(
+        r"WordBusNumber \(ResourceProducer.*?0x0000,.*?0x0000,.*?0x0000,.*?0x0000,.*?0x0001,", bridge, re.S
+    )
+    assert re.search(r"DWordMemory \(ResourceProducer.*?0xF0000000,.*?0xFDFFFFFF,.*?0x0E000000,", bridge, re.S)
+    assert re.search(r"QWordMemory .*?0x0000000400000000,.*?0x00000007FFFFFFFF,.*?0x0000000400000000,", bridge, re.S)
+    assert bridge.count("Package (0x04)") == 124
+    assert 'ToUUID ("33db4d5b-1ff7-401c-9657-7441c03dd766")' in bridge
+    assert struct.unpack_from("<QHBB", found["MCFG"], 44) == (0xE0000000, 0, 0, 0)
 
 
 def test_the_madt_names_every_vcpu():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -52,6 +53,13 @@ IN_WORDS = [
     (["run", "--kernel", "/"], "/"),
     (["run", "--kernel", "/dev/zero"], "/dev/zero"),
     (["run", "--kernel", "/etc/passwd"], "/etc/passwd"),
+    (["run", "--disk", ""], "give a path first"),
+    (["run", "--disk", "/nonexistent/disk.raw"], "/nonexistent/disk.raw: no such file"),
+    (["run", "--disk", "/tmp"], "a directory"),
+    (["run", "--disk", "/dev/null"], "neither a file nor a block device"),
+    (["run", "--disk", "/etc/passwd,rw"], "no option 'rw'"),
+    (["run", "--disk", "/etc/passwd,queues=9"], "no option 'queues=9'"),
+    (["run", "--disk", "/etc/passwd,serial=" + "9" * 21], "20 bytes"),
     (["accel", "--frobnicate"], "--frobnicate"),
     (["accel", "more"], "more"),
 ]
@@ -75,6 +83,24 @@ def test_a_file_that_is_no_kernel(kvmkit, tmp_path: Path, content: bytes) -> Non
     done = kvmkit("run", "--accel", "tcg", "--kernel", str(path))
     assert is_one_line(done)
     assert str(path) in done.stderr
+
+
+def test_disks_that_can_not_be(kvmkit, tmp_path: Path) -> None:
+    disk = tmp_path / "a,b.raw"
+    disk.write_bytes(bytes(1000))
+    name = str(disk).replace(",", ",,")
+    done = kvmkit("run", "--disk", name)
+    assert is_one_line(done)
+    assert "not a multiple of 512" in done.stderr
+    disk.write_bytes(bytes(1024))
+    done = kvmkit("run", "--disk", name, "--disk", f"{name},ro")
+    assert is_one_line(done)
+    assert "given twice" in done.stderr
+    with disk.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = kvmkit("run", "--disk", name)
+    assert is_one_line(done)
+    assert "in use by another VM" in done.stderr
 
 
 def test_a_random_file_is_no_kernel(kvmkit, tmp_path: Path) -> None:

@@ -414,3 +414,21 @@ def test_a_reset_keeps_what_is_on_the_wire():
     port.chip.reset()
     assert (port[IER], port[MCR], port.line) == (0, 0, 0)
     assert port.chip.pending == 1
+
+
+def test_a_line_that_falls_and_rises_while_it_is_being_raised_gives_an_edge():
+    """Another thread may be in the registers while `irq` is called: what the line did then is not lost."""
+    levels: list[int] = []
+
+    def irq(level: int) -> None:
+        levels.append(level)
+        if len(levels) == 1:  # the driver takes the byte, sees no cause, and then begins to send
+            assert chip.read(DATA, 1) == ord("a")
+            assert chip.read(IIR, 1) & 0x0F == Iir.NONE
+            chip.write(IER, 1, Ier.RECEIVED | Ier.TRANSMIT_EMPTY)
+
+    chip = SerialPort(Sink(), irq)
+    chip.write(MCR, 1, Mcr.OUT2)
+    chip.write(IER, 1, Ier.RECEIVED)
+    chip.receive(b"a")
+    assert levels == [1, 0, 1]

@@ -68,7 +68,7 @@ def choose(names: list[str]) -> list[Case]:
 
 
 def environment_text(case: Case) -> str:
-    return f"NR_CPUS={case.cpus}\nMEMSIZE={MEMORY}\nTEST_DEVICE=1\nBOOTLOADER=1\nHAVE_QEMU=0\n"
+    return f"NR_CPUS={case.cpus}\nMEMSIZE={MEMORY}\nTEST_DEVICE=1\nHAVE_QEMU=0\n"
 
 
 def main() -> int:

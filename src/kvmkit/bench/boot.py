@@ -112,14 +112,13 @@ def boot_kvmkit(accel: str, image: GuestImage, memory: int, timeout: float) -> B
     guest_ram = 0
 
     def sample(pid: int) -> None:
-        # Guest RAM is the one shared mapping there is (a memfd), so RssShmem is what of it is resident.
         nonlocal guest_ram
-        guest_ram = max(guest_ram, status_bytes(pid, "RssShmem") or 0)
+        guest_ram = max(guest_ram, resident_mapping(pid, memory) or 0)
 
     with tempfile.NamedTemporaryFile(prefix="kvmkit-bench-") as stats:
         command = [sys.executable, "-m", "kvmkit", "run", "--accel", accel, "--memory", f"{memory // 1024}K"]
         with Child([*command, "--stats", stats.name, "--", *COMMAND], timeout) as child:
-            status = child.wait(sample)
+            status = child.wait(sample, every=0.1)
             try:
                 told = msgspec.json.decode(Path(stats.name).read_bytes())
                 offset = (told["started_ns"] - child.started_ns) / 1e6

@@ -64,3 +64,8 @@ def seconds(text: str) -> float:
     if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds greater than 0")
     return value
+
+
+def seconds_or_none(text: str) -> float:
+    """The same, and 0 for at once."""
+    return 0.0 if text.strip() in ("0", "0.0") else seconds(text)

@@ -1,4 +1,4 @@
-"""`kvmkit run`: a VM for one command, one shell, or one kernel."""
+"""`kvmkit run`: a VM for one command, one shell, or one kernel; or one that goes on in the background."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
-    from kvmkit.guest.images import GuestImage
-    from kvmkit.machine import MachineSpec
+    from kvmkit.manager.spec import VmSpec
 
 SUMMARY = VERBS["run"].summary
 TAKES_COMMAND = True
 DEFAULT_IMAGE = "debian"
-BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
 
 DESCRIPTION = """\
 Boot IMAGE (debian, built on first use) in a new VM, run COMMAND in it, and end it. COMMAND's input, output and
-exit status are yours. Without COMMAND: a shell on a terminal, elsewhere a short demonstration."""
+exit status are yours. Without COMMAND: a shell on a terminal, elsewhere a short demonstration.
+A file that ends in .toml or .json in IMAGE's place says all that (`kvmkit schema`); options go before it.
+With --detach the VM goes on in the background: see it by `kvmkit ps`, use it by `kvmkit exec`."""
 
 EPILOG = """\
 examples:
@@ -30,130 +30,155 @@ examples:
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
   kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
+  kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
+  kvmkit run --detach --name web                a VM in the background, to be kept
+  kvmkit run vm.toml                            what a file says
+  kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
+
+A VM is removed when it ends, unless it has a name or is detached; --rm removes these too.
 
 exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout; 130 Ctrl-C; 143 SIGTERM;
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
+GIVEN = "name accel memory cpus cpu nested hugepages transport kernel append timeout".split()
+"""Options that are fields of a VmSpec as they come."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "kvmkit run [IMAGE] [options] [-- COMMAND ...]"
+    parser.usage = "kvmkit run [IMAGE | FILE] [options] [-- COMMAND ...]"
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("image", nargs="?", metavar="IMAGE", help=f"the guest image (default: {DEFAULT_IMAGE})")
-    add("--accel", default="auto", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
-    add("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
-    add("--cpus", type=whole_number, default=1, metavar="N", help="vCPUs (default: 1; more on kvm only)")
-    add("--cpu", default="max", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
+    add("--detach", "-d", action="store_true", help="go on in the background; print the VM's name")
+    add("--rm", action="store_true", help="remove the VM when it ends")
+    specification(parser)
+    add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
+    add("--stats", metavar="FILE", help="write times, exits and memory there, as JSON")
+
+
+def specification(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a VM is to be; those that are not given are None."""
+    add = parser.add_argument
+    add(
+        "image", nargs="?", metavar="IMAGE", help=f"the guest image (default: {DEFAULT_IMAGE}), or a file that says all"
+    )
+    add("--name", metavar="NAME", help="the VM's name, by which it is kept (default: one that is free)")
+    add("--accel", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
+    add("--memory", "-m", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
+    add("--cpus", type=whole_number, metavar="N", help="vCPUs (default: 1; more on kvm only)")
+    add("--cpu", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
     nested = parser.add_mutually_exclusive_group()
     nested.add_argument("--nested", action="store_true", default=None, help="let the guest run VMs of its own")
     nested.add_argument("--no-nested", dest="nested", action="store_false", help="hide vmx and svm from it")
-    add(
-        "--hugepages",
-        nargs="?",
-        const="default",
-        default="",
-        metavar="SIZE",
-        help="guest RAM on huge pages: --hugepages, =2M, =1G or =transparent",
-    )
-    add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
+    text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
+    add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
+    add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
+    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
+    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
-    add("--initrd", action="append", default=[], metavar="PATH", help="an initramfs; may be given several times")
+    add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
     add("--console", action="store_true", help="the guest's first serial port on this terminal; Ctrl-] x leaves")
     add("--debug-exit", action="store_true", help="writing V to port 0xf4 ends the VM with status (V << 1) | 1")
     add("--timeout", type=seconds, metavar="SECONDS", help="end the VM after that long, with status 124")
-    add("--stats", metavar="FILE", help="write times, exits and memory there, as JSON")
+
+
+def specified(args: argparse.Namespace) -> VmSpec:
+    """The VM that options, and the file among them, describe. BadInput for what can't be."""
+    from pathlib import Path
+
+    from kvmkit.machine import parse_disk, parse_scsi
+    from kvmkit.manager.spec import VmSpec
+
+    given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
+    for name in ("name", "kernel"):
+        if given.get(name) == "":
+            raise BadInput(f"--{name}: is empty")
+    given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
+    if args.disk:
+        given["disks"] = tuple(parse_disk(text) for text in args.disk)
+    if args.scsi:
+        given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.initrd:
+        given["initrd"] = tuple(args.initrd)
+    if args.command:
+        given["command"] = tuple(args.command)
+    if args.image is not None and args.image.endswith((".toml", ".json")):
+        from kvmkit.manager.specfile import read_file
+
+        base, directory = read_file(args.image), Path(args.image).absolute().parent
+    else:
+        base, directory = VmSpec(image=args.image or ""), Path.cwd()
+    import msgspec
+
+    spec: VmSpec = msgspec.structs.replace(base.absolute(directory), **VmSpec(**given).absolute().changed(given))
+    spec.check()
+    return spec
 
 
 def run(args: argparse.Namespace) -> int:
-    from kvmkit.cli import session, stats_file
+    from kvmkit.cli import stats_file
 
-    spec, with_agent = _specify(args)
+    spec = specified(args)
     stats_file.check(args.stats)
-    return session.run(
+    if args.detach:
+        return _detach(args, spec)
+    return run_spec(
         spec,
-        command=args.command,
-        with_agent=with_agent,
         tty=args.tty,
         stats=args.stats,
+        temporary=args.rm or not spec.name,
         started_ns=args.started_ns or None,
     )
 
 
-def _specify(args: argparse.Namespace) -> tuple[MachineSpec, bool]:
-    """The machine to be, and whether its guest has our agent. BadInput for what can't be, before an image is built."""
-    from kvmkit.accel import cpuid
-    from kvmkit.accel.choose import choose
-    from kvmkit.machine import MachineSpec, parse_size
+def _detach(args: argparse.Namespace, spec: VmSpec) -> int:
+    from kvmkit.manager import create
+    from kvmkit.manager.spawn import spawn
 
-    if args.console and (args.command or args.tty):
+    for option, given in (("--tty", args.tty), ("--stats", args.stats)):
+        if given:
+            raise BadInput(f"{option} goes with a VM in the foreground, not with --detach")
+    spec.machine()  # an image that is not there is built now, where its progress is seen
+    with create.make(spec, temporary=args.rm) as home:
+        try:
+            spawn(home)
+        except BaseException:
+            home.remove()
+            raise
+        print(home.name)
+    return 0
+
+
+def run_spec(
+    spec: VmSpec,
+    *,
+    tty: bool = False,
+    stats: str | None = None,
+    temporary: bool = True,
+    started_ns: int | None = None,
+) -> int:
+    """Run a VM in the foreground; returns the exit status."""
+    import msgspec
+
+    from kvmkit.cli import session
+    from kvmkit.manager import create
+
+    if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
-    memory = parse_size(args.memory)
-    cpuid.parse(args.cpu)
-    choose(args.accel)
-    memory_path, preallocate = getattr(args, "memory_path", ""), getattr(args, "preallocate", False)
-    if args.hugepages or memory_path:
-        from kvmkit.memory import backing
-
-        backing.check(memory, args.hugepages, memory_path)
-    # A kernel of the user's own runs alone, unless an image or a command to run in it is given too.
-    alone = args.kernel is not None and args.image is None and not args.command
-    if args.initrd and args.kernel is None:
-        raise BadInput("--initrd goes with --kernel: an image has its own")
-    kernel, initrd, append = args.kernel, list(args.initrd), args.append or ""
-    if alone:
-        if args.append is None and not _is_multiboot(kernel):
-            append = BARE_KERNEL_APPEND
-    else:
-        parameters = ["console=ttyS0", "panic=-1"]
-        if not (kernel and initrd and args.image is None):
-            image = _image(args.image or DEFAULT_IMAGE)
-            kernel = kernel or str(image.kernel)
-            initrd = initrd or [str(image.initrd)]
-            parameters.append(image.append)
-        parameters += ["kvmkit.channel=console", "loglevel=7"] if args.console else []
-        append = " ".join([*parameters, append]).strip()
-    spec = MachineSpec(
-        kernel=kernel,
-        initrd=tuple(initrd),
-        append=append,
-        accel=args.accel,
-        cpu=args.cpu,
-        cpus=args.cpus,
-        memory=memory,
-        console="attach" if args.console or alone else "log",
-        debug_exit=args.debug_exit,
-        timeout=args.timeout,
-        hugepages=args.hugepages,
-        memory_path=memory_path,
-        preallocate=preallocate,
-        nested=args.nested,
-    )
-    spec.check()
-    return spec, not alone and not args.console
-
-
-def _is_multiboot(kernel: str) -> bool:
-    """Its command line is its own business: nothing is put there that was not asked for."""
-    from kvmkit.boot import multiboot
-
-    try:
-        with open(kernel, "rb") as file:
-            return multiboot.find(file.read(multiboot.SEARCH)) is not None
-    except OSError:
-        return False  # said in full when it is loaded
-
-
-def _image(name: str) -> GuestImage:
-    """The guest image; its first build shows its progress."""
-    from kvmkit.guest import images
-    from kvmkit.guest.progress import Shown
-
-    if name not in images.NAMES:
-        known = ", ".join(images.NAMES)
-        raise BadInput(f"no guest image {name!r}, known: {known}; a command goes after --: kvmkit run -- {name}")
-    with Shown() as progress:
-        return images.ensure(name, progress)
+    # A reset ends `run`: what it was called for is gone.
+    machine = msgspec.structs.replace(spec, reboot=False).machine(attached=not spec.with_agent)
+    with create.make(spec, temporary=temporary) as home:
+        return session.run(
+            home,
+            machine,
+            command=list(spec.command) or None,
+            with_agent=spec.with_agent,
+            tty=tty,
+            stats=stats,
+            started_ns=started_ns,
+        )

@@ -66,9 +66,28 @@ Files
 XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one directory.
 """
 
+DISKS = """
+Disks (--disk PATH[,ro][,direct][,serial=TEXT][,queues=N], as often as needed)
+
+  PATH          a raw image file or a block device of the host; a comma in it is written ,,
+  ro            the guest can't write to it; several VMs may have it so at once
+  direct        past the host's page cache (O_DIRECT)
+  serial=TEXT   what the guest sees in /sys/block/vda/serial
+  queues=N      1 to 8; without it one for each vCPU
+
+In the guest they are /dev/vda, /dev/vdb and so on, by virtio-blk; its kernel needs CONFIG_VIRTIO_BLK and
+CONFIG_VIRTIO_MMIO. What the guest has flushed (sync, fsync) is on the host's disk, whatever happens then. A disk that
+is written is locked: no second VM can have it.
+
+  truncate -s 1G disk.raw
+  kvmkit run --disk disk.raw
+  kvmkit run --disk disk.raw,ro --disk /dev/sdb,direct -- sh -c 'sha256sum /dev/vd?'
+"""
+
 TOPICS: dict[str, Topic] = {
     "exit-status": Topic("what each exit status means", EXIT_STATUS),
     "engines": Topic("kvm and tcg, and which is taken", ENGINES),
     "kernels": Topic("which kernels can be started, and how", KERNELS),
+    "disks": Topic("disks of a guest: files and block devices", DISKS),
     "files": Topic("where kvmkit keeps things", FILES),
 }

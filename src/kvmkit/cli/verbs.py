@@ -8,10 +8,31 @@ from typing import NamedTuple
 class Verb(NamedTuple):
     module: str
     summary: str
+    names: bool = False
+    """Its arguments are names of VMs, which a shell can complete."""
 
 
 VERBS: dict[str, Verb] = {
     "run": Verb("kvmkit.cli.run", "run a command, or a shell, in a new VM"),
+    "create": Verb("kvmkit.cli.create", "make a VM that is to be started later"),
+    "start": Verb("kvmkit.cli.start", "run VMs in the background", names=True),
+    "stop": Verb("kvmkit.cli.stop", "ask guests to power off, and end those that don't", names=True),
+    "kill": Verb("kvmkit.cli.kill", "end VMs at once", names=True),
+    "restart": Verb("kvmkit.cli.restart", "stop VMs, and start them", names=True),
+    "pause": Verb("kvmkit.cli.pause", "hold VMs where they are", names=True),
+    "resume": Verb("kvmkit.cli.resume", "let paused VMs go on", names=True),
+    "rm": Verb("kvmkit.cli.rm", "remove VMs and all that is theirs", names=True),
+    "ps": Verb("kvmkit.cli.ps", "list VMs"),
+    "exec": Verb("kvmkit.cli.exec", "run a command in a VM that runs", names=True),
+    "console": Verb("kvmkit.cli.console", "attach to the console of a VM that runs", names=True),
+    "logs": Verb("kvmkit.cli.logs", "show what a VM's console said", names=True),
+    "inspect": Verb("kvmkit.cli.inspect", "show all that is known of VMs, as JSON", names=True),
+    "stats": Verb("kvmkit.cli.stats", "show what running VMs use", names=True),
+    "wait": Verb("kvmkit.cli.wait", "wait until VMs have ended", names=True),
+    "rename": Verb("kvmkit.cli.rename", "give a VM another name", names=True),
+    "events": Verb("kvmkit.cli.events", "show what happened to VMs", names=True),
+    "schema": Verb("kvmkit.cli.schema", "print the JSON schema of a VM's spec"),
+    "completion": Verb("kvmkit.cli.completion", "print completion for a shell: bash, zsh or fish"),
     "accel": Verb("kvmkit.cli.accel", "show which engine runs guests here, and why"),
     "doctor": Verb("kvmkit.cli.doctor", "check this host for running VMs"),
     "host": Verb("kvmkit.cli.host", "set up this host: modules, nested VMs, huge pages, permissions; and undo it"),

@@ -36,6 +36,9 @@ IGNORED = (
     Ignored(0x3F6, 1, "IDE control, first channel"),
     Ignored(0x3F7, 1, "floppy controller, the last port"),
     Ignored(0x4D0, 2, "the PIC's edge or level registers: every ISA interrupt here is edge-triggered"),
+)
+
+NO_PCI = (
     Ignored(0xCF8, 1, "PCI configuration address: all ones says that there is no PCI"),
     Ignored(0xCFA, 2, "the rest of it; 0xcf9 is the reset port"),
     Ignored(0xCFC, 4, "PCI configuration data"),

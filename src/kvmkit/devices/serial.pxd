@@ -25,6 +25,7 @@ cdef class SerialPort(Device):
     cdef bint flow_control
     cdef int level
     cdef bint signalling
+    cdef bint turned            # the line is not what it was when `signalling` began, or was not for a moment
     cdef public bint watched
     cdef public bint starved
     cdef public object sink
@@ -39,6 +40,7 @@ cdef class SerialPort(Device):
     cdef uint8_t modem_lines(self) noexcept
     cdef void refill(self) noexcept
     cdef void push(self, uint8_t value, uint8_t error) noexcept
+    cdef int wanted_level(self) noexcept
     cdef int update(self) except -1
     cdef int transmit(self, uint8_t value) except -1
     cdef int drain(self) except -1

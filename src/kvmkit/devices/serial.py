@@ -73,7 +73,7 @@ class SerialPort(Device):
         self.flow_control = flow_control
         self.received = self.transmitted = self.lost = 0
         self.watched = self.starved = False
-        self.flushing = self.signalling = False
+        self.flushing = self.signalling = self.turned = False
         self.level = 0
         self.backlog_first = self.backlog_count = 0
         self.tx_count = 0
@@ -142,20 +142,36 @@ class SerialPort(Device):
         return lines
 
     @cython.cfunc
+    @cython.exceptval(check=False)
+    def wanted_level(self) -> cython.int:
+        return self.mcr & MCR_OUT2 != 0 and self.mcr & MCR_LOOPBACK == 0 and self.identify() != IIR_NONE
+
+    @cython.cfunc
     @cython.exceptval(-1, check=False)
     def update(self) -> cython.int:
-        """Set the interrupt line. `irq` may let another vCPU's thread in here, which then leaves it to us."""
-        level: cython.int
+        """Set the interrupt line. `irq` may let another thread in here, which then leaves it to us.
+
+        A line that fell and rose again meanwhile owes the guest an edge: its handler has seen it low and has returned.
+        """
+        level: cython.int = self.wanted_level()
         if self.signalling:
+            self.turned = self.turned or level != self.level
             return 0
         self.signalling = True
         try:
             while True:
-                level = self.mcr & MCR_OUT2 != 0 and self.mcr & MCR_LOOPBACK == 0 and self.identify() != IIR_NONE
-                if level == self.level:
+                level = self.wanted_level()
+                if level != self.level:
+                    self.turned = False
+                    self.level = level
+                    self.irq(level)
+                elif self.turned and level:
+                    self.turned = False
+                    self.irq(0)
+                    self.irq(1)
+                else:
+                    self.turned = False
                     break
-                self.level = level
-                self.irq(level)
         finally:
             self.signalling = False
         return 0

@@ -7,6 +7,7 @@ import select
 import socket
 import stat
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 PIECE = 256
@@ -105,12 +106,16 @@ class FileSink:
 class ConsoleLog:
     """The end of what a console said, at most `keep` bytes of it, so that a guest can't fill the host's memory.
 
-    With `forward`, every byte also goes to that sink, and the guest waits while that takes no more.
+    With `forward`, every byte also goes to that sink, and the guest waits while that takes no more. `copy` is called
+    with what was taken, and must take it all.
     """
 
-    def __init__(self, keep: int = 64 * 1024, forward: Sink | None = None) -> None:
+    def __init__(
+        self, keep: int = 64 * 1024, forward: Sink | None = None, copy: Callable[[bytes], None] | None = None
+    ) -> None:
         self.keep = keep
         self.forward = forward
+        self.copy = copy
         self.total = 0
         self.first_byte_ns: int | None = None
         """time.monotonic_ns() when the first byte came."""
@@ -131,6 +136,8 @@ class ConsoleLog:
                 self.first_byte_ns = now
             if b"\n" in data:
                 self.first_line_ns = now
+        if self.copy is not None:
+            self.copy(data)
         self.total += taken
         self._pieces += data
         if len(self._pieces) > 2 * self.keep:  # trimmed seldom, so that a byte costs the same however long the log

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
 
 from kvmkit import terminal
 from kvmkit.errors import KvmkitError
@@ -34,6 +34,8 @@ __all__ = ["AgentClient", "AgentGone", "CommandTimeout", "Escaped", "ProtocolErr
 _IN_FLIGHT_MAX: Final = 5 * STDIN_WINDOW
 _READ_MAX: Final = 1 << 16
 _TURNS_AFTER_WAKE: Final = 64
+RESTART_NOISE: Final = 1 << 20
+"""Bytes that a guest may have said before it restarted and that nobody has read."""
 
 
 class AgentGone(KvmkitError):
@@ -54,6 +56,19 @@ class Escaped(KvmkitError):
     """The user pressed the escape key."""
 
 
+class Companion(Protocol):
+    """Whoever else is served by the client's loop: a control socket, say. Nothing of it may block."""
+
+    def interest(self) -> Mapping[int, int]:
+        """Descriptors, and the poll events that are waited for."""
+
+    def ready(self, fd: int, events: int) -> None:
+        """One of them is."""
+
+    def after(self) -> float | None:
+        """Called after each turn; the moment of the monotonic clock when it wants to be called again at the latest."""
+
+
 class AgentClient:
     """`fd`: a stream to the agent's channel (a socket or pty). It is set non-blocking, and is the caller's to close.
 
@@ -72,8 +87,39 @@ class AgentClient:
         self._after_wake = 0
         self._poll = select.poll()
         self._watched: dict[int, int] = {}
+        self._again: float | None = None
+        self.companion: Companion | None = None
+        self.broken: KvmkitError | None = None
+        """Why nothing is to be had from this agent any more."""
 
     # ---- what the caller does ----
+
+    @property
+    def greeted(self) -> bool:
+        """The agent has said that it is ready."""
+        return self._decoder.greeted
+
+    def turn(self) -> None:
+        """Wait for something to do, and do it. Raises AgentGone, ProtocolError and Woken."""
+        self._turn(None)
+
+    def give_up(self, error: KvmkitError) -> None:
+        """Leave the channel alone from now on; every command fails with `error`."""
+        self.broken = error
+        self._fail_all(error)
+
+    def restart(self) -> None:
+        """The guest has begun anew: its agent will greet again, and what ran is gone."""
+        self._decoder = Decoder(noise_max=RESTART_NOISE)
+        self.broken = None
+        self._fail_all(AgentGone("the guest restarted"))
+
+    def _fail_all(self, error: KvmkitError) -> None:
+        self._out.clear()
+        for command in self._commands.values():
+            command.error = command.error or error
+            command.detach()
+        self._commands.clear()
 
     def wait_hello(self, timeout: float | None = None) -> None:
         """Wait until the agent is ready. AgentGone: it isn't within `timeout` seconds, or the channel ended."""
@@ -93,12 +139,16 @@ class AgentClient:
         stdout: int | None = 1,
         stderr: int | None = 2,
         size: tuple[int, int] = (24, 80),
+        piece: int = 4096,
     ) -> Command:
         """Start a command; `wait` moves its data. Descriptors stay the caller's; None is /dev/null.
+        `piece`: bytes to write at once; more than the default only where stdout and stderr don't block.
 
         With `tty` it gets a terminal of `size` (rows, columns) and all its output comes on stdout.
         `env` is added to the agent's PATH and HOME. BadInput: argv, env or cwd can't be passed.
         """
+        if self.broken is not None:
+            raise self.broken
         if self._next not in self._commands and self._next:
             identity = self._next
         else:
@@ -107,7 +157,7 @@ class AgentClient:
             raise KvmkitError("255 commands run in this guest already; wait for one to end")
         flags = (FLAG_TTY if tty else 0) | (FLAG_STDIN if stdin is not None else 0)
         frame = encode_exec(identity, argv, env or {}, cwd or "", flags, size)
-        command = Command(identity, argv[0], cwd or "", tty, stdin, Output(stdout), Output(stderr))
+        command = Command(identity, argv[0], cwd or "", tty, stdin, Output(stdout, piece), Output(stderr, piece))
         self._next = identity % 255 + 1
         self._commands[identity] = command
         self._out += frame
@@ -121,8 +171,12 @@ class AgentClient:
         """
         end = _deadline(timeout)
         while not command.done:
+            if command.error is not None:
+                raise command.error
             if not self._turn_for(command, end, escape):
                 raise self._overdue(command, timeout)
+        if command.error is not None:
+            raise command.error
         assert command.status is not None
         return command.status
 
@@ -158,6 +212,8 @@ class AgentClient:
             end = _deadline(timeout)
             try:
                 while not command.done:
+                    if command.error is not None:
+                        raise command.error
                     if self._resized:
                         self._resized = False
                         self.resize(command, *terminal.size(screen))
@@ -177,6 +233,11 @@ class AgentClient:
         if command.status is None:
             size = min(rows, 0xFFFF).to_bytes(2, "little") + min(columns, 0xFFFF).to_bytes(2, "little")
             self._out += encode(Type.RESIZE, command.id, size)
+
+    def ask_poweroff(self) -> None:
+        """The same as `poweroff`, without waiting until the guest takes it."""
+        if self.broken is None:
+            self._out += encode(Type.POWEROFF, 0, bytes([0]))
 
     def poweroff(self, *, reboot: bool = False) -> None:
         """Ask the guest to sync and power off (or restart). Returns when it is asked: the machine tells the rest."""
@@ -221,27 +282,51 @@ class AgentClient:
         left = None if end is None else end - time.monotonic()
         if left is not None and left <= 0:
             return False
-        wait = left if slice_seconds is None else slice_seconds if left is None else min(left, slice_seconds)
+        waits = [left, slice_seconds]
+        others: Mapping[int, int] = {}
+        if self.companion is not None:
+            others = self.companion.interest()
+            waits.append(None if self._again is None else max(self._again - time.monotonic(), 0))
+        wait = min((each for each in waits if each is not None), default=None)
         if self._out:
             self._flush()
         readers, writers = self._wanted()
-        self._watch(readers, writers)
+        self._watch(readers, writers, others)
         ready = self._poll.poll(None if wait is None else wait * 1000)
+        try:
+            return self._handle_ready(ready, readers, writers, escape)
+        finally:
+            if self.companion is not None:
+                self._again = self.companion.after()
+
+    def _handle_ready(
+        self,
+        ready: list[tuple[int, int]],
+        readers: dict[int, Command],
+        writers: dict[int, tuple[Command, int]],
+        escape: terminal.EscapeKey | None,
+    ) -> bool:
         channel = 0
+        woken = False
         for fd, events in ready:
             if fd == self._fd:
                 channel = events
             elif fd == self._wake:
-                # What the guest said before it ended still counts; a guest that never stops talking does not.
-                self._after_wake += 1
-                if self._after_wake > _TURNS_AFTER_WAKE or not self._receive():
-                    raise Woken("the machine has ended")
-                return True
-            else:
-                if fd in writers and events & ~select.POLLIN:
-                    self._write_output(*writers[fd])
-                if fd in readers and events & ~select.POLLOUT:
-                    self._read_input(readers[fd], escape)
+                woken = True
+            elif fd in writers or fd in readers:
+                # A companion that was served before may have detached a command.
+                if events & ~select.POLLIN and (writer := writers.get(fd)) and writer[0].outputs[writer[1]].fd == fd:
+                    self._write_output(*writer)
+                if events & ~select.POLLOUT and (reader := readers.get(fd)) and reader.stdin == fd:
+                    self._read_input(reader, escape)
+            elif self.companion is not None:
+                self.companion.ready(fd, events)
+        if woken:
+            # What the guest said before it ended still counts; a guest that never stops talking does not.
+            self._after_wake += 1
+            if self.broken or self._after_wake > _TURNS_AFTER_WAKE or not self._receive():
+                raise Woken("the machine has ended")
+            return True
         if channel & ~select.POLLOUT and not self._receive() and channel & (select.POLLHUP | select.POLLERR):
             raise AgentGone("the guest's agent has gone")
         return True
@@ -261,9 +346,11 @@ class AgentClient:
                     writers.setdefault(output.fd, (command, stream))
         return readers, writers
 
-    def _watch(self, readers: Iterable[int], writers: Iterable[int]) -> None:
+    def _watch(self, readers: Iterable[int], writers: Iterable[int], others: Mapping[int, int]) -> None:
         """Make the poll set what is wanted; mostly it is already, and a turn may carry but one byte."""
-        interest = {self._fd: select.POLLIN | (select.POLLOUT if self._out else 0)}
+        interest = dict(others)
+        if self.broken is None:
+            interest[self._fd] = select.POLLIN | (select.POLLOUT if self._out else 0)
         if self._wake is not None:
             interest[self._wake] = select.POLLIN
         for fd in readers:
@@ -304,6 +391,8 @@ class AgentClient:
 
     def _handle(self, frame: Frame) -> None:
         if frame.type is Type.HELLO:
+            if self._commands and any(command.pid is not None for command in self._commands.values()):
+                self._fail_all(AgentGone("the guest restarted"))
             return
         command = self._commands.get(frame.id)
         if command is None:
@@ -333,7 +422,13 @@ class AgentClient:
             self._out += encode(Type.CREDIT, command.id, bytes([stream]) + credit.to_bytes(4, "little"))
 
     def _write_output(self, command: Command, stream: int) -> None:
-        if not command.outputs[stream].write() and command.status is None:
+        try:
+            goes_on = command.outputs[stream].write()
+        except KvmkitError as error:
+            command.outputs[stream].discard()
+            command.error = command.error or error
+            goes_on = False
+        if not goes_on and command.status is None:
             self._out += encode(Type.CLOSE, command.id, bytes([stream]))
         self._grant(command, stream)
         if command.done:

@@ -14,10 +14,15 @@ SIGNALLED = 128  # plus the signal's number, as a shell has it
 
 
 class Output:
-    """stdout or stderr of a command: what came and is not yet written to `fd`. Never more than the window."""
+    """stdout or stderr of a command: what came and is not yet written to `fd`. Never more than the window.
 
-    def __init__(self, fd: int | None) -> None:
+    `piece`: bytes to write at once. The default is what a pipe that is ready surely takes, as `fd` may be one that
+    blocks.
+    """
+
+    def __init__(self, fd: int | None, piece: int = 4096) -> None:
         self.fd = fd
+        self._piece = piece
         self.pending = bytearray()
         self._window = OUTPUT_WINDOW
         self._owed = 0
@@ -35,8 +40,7 @@ class Output:
         """Write some; call it when `fd` is ready. False: the reader of `fd` has gone."""
         assert self.fd is not None
         try:
-            # No more than a pipe that is ready surely takes, as it may be one that blocks.
-            done = os.write(self.fd, self.pending[:4096])
+            done = os.write(self.fd, self.pending[: self._piece])
         except BlockingIOError:
             return True
         except OSError as error:
@@ -76,6 +80,8 @@ class Command:
         self.outputs = {1: out, 2: err}
         self.pid: int | None = None
         self.status: int | None = None
+        self.error: KvmkitError | None = None
+        """Why nothing more can be known of it, or its output can't be written."""
 
     @property
     def done(self) -> bool:

@@ -41,6 +41,16 @@ _ETC = {
     "profile": f"export PATH={_PATH}\nexport PS1='\\u@\\h:\\w\\$ '\numask 022\n",
 }
 
+# Run once by the agent: drivers of transports, and then of what stands behind them.
+_LOAD_DRIVERS = """\
+load() {
+	names=$(cat "$@" 2>/dev/null | sort -u)
+	[ -z "$names" ] || modprobe -ab $names 2>/dev/null
+}
+load /sys/bus/platform/devices/LNRO0005:*/modalias /sys/bus/pci/devices/*/modalias
+load /sys/bus/virtio/devices/*/modalias
+"""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -113,6 +123,8 @@ def _add_base(cpio: CpioWriter, agent: bytes) -> None:
     cpio.character_device("dev/console", 5, 1)  # the kernel opens it before anything could mount /dev
     cpio.character_device("dev/null", 1, 3, 0o666)
     cpio.file("init", agent, 0o755)
+    cpio.directory("usr/lib/kvmkit")
+    cpio.file("usr/lib/kvmkit/load-drivers", _LOAD_DRIVERS.encode())
     for name, text in _ETC.items():
         cpio.file(f"etc/{name}", text.encode())
 

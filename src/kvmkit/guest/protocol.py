@@ -109,12 +109,13 @@ def encode_exec(
 class Decoder:
     """Turns the guest's bytes into frames, however they are cut. Holds at most one incomplete frame.
 
-    Before HELLO anything is skipped, up to `NOISE_MAX` bytes: firmware may have written to the port.
+    Before HELLO anything is skipped, up to `noise_max` bytes: firmware may have written to the port.
     """
 
     NOISE_MAX = 1 << 16
 
-    def __init__(self) -> None:
+    def __init__(self, noise_max: int = NOISE_MAX) -> None:
+        self._noise_max = noise_max
         self._buffer = bytearray()
         self._skipped = 0
         self.greeted = False
@@ -146,7 +147,7 @@ class Decoder:
         drop = at if at >= 0 else max(0, len(self._buffer) - len(_HELLO_FRAME_START) + 1)
         del self._buffer[:drop]
         self._skipped += drop
-        if self._skipped > self.NOISE_MAX:
+        if self._skipped > self._noise_max:
             raise ProtocolError("what the guest sends on the agent's channel is not an agent's")
         self.greeted = at >= 0
         return self.greeted

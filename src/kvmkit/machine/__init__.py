@@ -10,6 +10,17 @@ channels (threads), lifecycle, stats.
 
 from .end import End, EndReason, State
 from .lifecycle import Machine
-from .spec import MachineSpec, parse_size
+from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
 
-__all__ = ["End", "EndReason", "Machine", "MachineSpec", "State", "parse_size"]
+__all__ = [
+    "Disk",
+    "End",
+    "EndReason",
+    "Machine",
+    "MachineSpec",
+    "ScsiDisk",
+    "State",
+    "parse_disk",
+    "parse_scsi",
+    "parse_size",
+]

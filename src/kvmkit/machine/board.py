@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Protocol
 from kvmkit.bus import AddressSpace, pc
 from kvmkit.devices.debug import DebugConsole, DebugExit
 from kvmkit.devices.i8042 import I8042, SystemControlA
-from kvmkit.devices.ignored import add_ignored
+from kvmkit.devices.ignored import NO_PCI, add_ignored
 from kvmkit.devices.power import PowerManagement, ResetPort
 from kvmkit.devices.rtc import Rtc
 from kvmkit.devices.serial import SerialPort
 from kvmkit.devices.sinks import Sink
+from kvmkit.machine.virtio import VirtioDevices
 from kvmkit.memory.backing import allocate
 
 if TYPE_CHECKING:
     from kvmkit.accel import Engine, VirtualCpu, VirtualMachine
+    from kvmkit.boot.acpi.pci import PciHost
     from kvmkit.devices.lines import Timed
     from kvmkit.machine.spec import MachineSpec
     from kvmkit.memory import GuestMemory
+    from kvmkit.pci import HostBridge
 
 SERIAL_REGISTERS = 8
 KEYBOARD_IRQ = 1
@@ -42,11 +45,19 @@ class Board:
     vcpus: list[VirtualCpu]
 
     def __init__(
-        self, spec: MachineSpec, engine: Engine, events: Events, console: Sink, agent: Sink, debug: Sink
+        self,
+        spec: MachineSpec,
+        engine: Engine,
+        events: Events,
+        console: Sink,
+        agent: Sink,
+        debug: Sink,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self.spec = spec
         self.rsdp = 0
         self.vcpus = []
+        self.pci: HostBridge | None = None
         self.memory = allocate(
             spec.memory, hugepages=spec.hugepages, path=spec.memory_path, preallocate=spec.preallocate
         )
@@ -54,8 +65,10 @@ class Board:
             self.ports = AddressSpace("ports")
             self.mmio = AddressSpace("memory")
             self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu_text, cpus=spec.cpus)
+            self.pci = self._add_pci() if spec.transport == "pci" else None
             self._add_serial(console, agent)
             self._add_platform(events, debug)
+            self.virtio = VirtioDevices(spec, self.memory, self.vm, self.mmio, self.pci, log)
             self._add_tables()
             self.vcpus = [self.vm.create_vcpu(index) for index in range(spec.cpus)]
         except BaseException:
@@ -76,6 +89,12 @@ class Board:
     def serial(self) -> Sequence[SerialPort]:
         return (self.console, self.agent)
 
+    def _add_pci(self) -> HostBridge:
+        """The bus; its devices come later. A machine without it neither imports nor describes PCI."""
+        from kvmkit.pci import HostBridge
+
+        return HostBridge(self.vm, self.memory, self.mmio)
+
     def _add_platform(self, events: Events, debug: Sink) -> None:
         add = self.ports.add
         self.rtc = Rtc(irq=self._line(pc.RTC_IRQ), memory=self.spec.memory)
@@ -86,7 +105,14 @@ class Board:
         add(0x92, 1, SystemControlA(events.reset))
         self.power = PowerManagement(events.power_off, self._line(pc.ACPI_IRQ))
         add(pc.PM_BASE, pc.PM_SIZE, self.power)
-        add(pc.RESET_PORT, 1, ResetPort(events.reset))
+        reset_port = ResetPort(events.reset)
+        if self.pci is None:
+            add(pc.RESET_PORT, 1, reset_port)
+            add_ignored(self.ports, NO_PCI)
+        else:
+            from kvmkit.pci.bridge import ConfigPorts
+
+            add(pc.PCI_CONFIG_PORT, 8, ConfigPorts(self.pci, reset_port))
         for port in pc.DEBUG_CONSOLES:
             add(port, 1, DebugConsole(debug))
         if self.spec.debug_exit:
@@ -102,10 +128,21 @@ class Board:
         """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works anyway."""
         from kvmkit.boot import acpi
 
-        tables = acpi.build(cpus=self.spec.cpus, serial=pc.SERIAL_PORTS[: len(self.serial)], i8042=False)
+        tables = acpi.build(
+            cpus=self.spec.cpus,
+            serial=pc.SERIAL_PORTS[: len(self.serial)],
+            virtio_mmio=self.virtio.described(),
+            i8042=False,
+            pci=self._describe_pci(self.pci) if self.pci is not None else None,
+        )
         for address, data in tables.blobs:
             self.memory.write(address, data)
         self.rsdp = tables.rsdp
+
+    def _describe_pci(self, bridge: HostBridge) -> PciHost:
+        from kvmkit.boot.acpi.pci import PciHost
+
+        return PciHost((*bridge.window,), (*bridge.window64,), bridge.gsis())
 
     def exits(self) -> dict[str, int]:
         """How often the guest left, by reason, over all vCPUs."""
@@ -117,9 +154,15 @@ class Board:
 
     def close(self) -> None:
         """Give everything back. No thread may be in a vCPU."""
+        if hasattr(self, "virtio"):
+            self.virtio.close()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
+        if self.pci is not None:
+            self.pci.stop()
         if hasattr(self, "vm"):
             self.vm.close()
+        if self.pci is not None:
+            self.pci.close()
         self.memory.close()

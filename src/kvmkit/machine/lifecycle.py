@@ -33,9 +33,10 @@ _POWER_OFF_EVENT, _RESET_EVENT = 1, 2
 class Machine:
     """One VM made from `spec`. Every method may be called by any thread; none is to be called on a vCPU's.
 
-    The console's output goes to `console_out` and its input comes from `console_in` when the spec says "attach";
-    both stay the caller's. `agent_fd` is the client's end of the stream to the guest's second serial port, open
-    until `close`. `ended_fd` becomes readable when the machine has ended.
+    The console's input comes from `console_in` (-1: there is none), and its output goes to `console_out` when the spec
+    says "attach"; both stay the caller's. `console_copy` gets its output too, on a thread of the machine's, and must
+    not block. `boots` counts the guest's starts. `agent_fd` is the client's end of the stream to the guest's second
+    serial port, open until `close`. `ended_fd` becomes readable when the machine has ended.
 
     Making one checks the spec, takes the engine and loads the kernel, and raises BadInput or HostError in one line.
     """
@@ -46,6 +47,7 @@ class Machine:
         *,
         console_in: int = -1,
         console_out: int = 1,
+        console_copy: Callable[[bytes], None] | None = None,
         warn: Callable[[str], None] | None = None,
         started_ns: int | None = None,
     ) -> None:
@@ -54,6 +56,8 @@ class Machine:
         spec.check()
         self.spec = spec
         self.stats = Stats(started_ns)
+        self._warn = warn
+        self._undriven: list[str] = []
         self._engine = choose(spec.accel, warn)
         self._changed = threading.Condition(threading.RLock())
         self._state = State.CREATED
@@ -65,10 +69,11 @@ class Machine:
         self._pump: Pump | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="machine", daemon=True)
         self._closed = False
+        self.boots = 0
         attached = spec.console == "attach"
         self._forward = FileSink(console_out) if attached else None
-        self._console_in = console_in if attached else -1
-        self.console = ConsoleLog(forward=self._forward)
+        self._console_in = console_in
+        self.console = ConsoleLog(forward=self._forward, copy=console_copy)
         self.debug = ConsoleLog()
         self._agent_host, self._agent_client = socket.socketpair()
         for end in (self._agent_host, self._agent_client):
@@ -104,6 +109,11 @@ class Machine:
         board = self._board
         return self.stats.report(board.exits() if board is not None else None)
 
+    def undriven(self) -> list[str]:
+        """A line for each virtio device that the guest has not taken into use, with what its kernel needs for that."""
+        board = self._board
+        return self._undriven if board is None else board.virtio.undriven()
+
     # Its life.
 
     def start(self) -> None:
@@ -122,11 +132,13 @@ class Machine:
                     return
                 if self._state is not State.RUNNING or self._end is not None:
                     raise KvmkitError(f"a machine that is {self._word()} can't be paused")
-                threads, pump = self._threads, self._pump
+                threads, pump, board = self._threads, self._pump, self._board
             if threads is not None:
                 threads.pause()
             if pump is not None:
                 pump.pause()
+            if board is not None:
+                board.virtio.hold()
             with self._changed:
                 if self._state is State.RUNNING:
                     self._state = State.PAUSED
@@ -140,7 +152,9 @@ class Machine:
                 if self._state is not State.PAUSED or self._end is not None:
                     raise KvmkitError(f"a machine that is {self._word()} can't be resumed")
                 self._state = State.RUNNING
-                threads, pump = self._threads, self._pump
+                threads, pump, board = self._threads, self._pump, self._board
+            if board is not None:
+                board.virtio.release()
             if pump is not None:
                 pump.resume()
             if threads is not None:
@@ -280,7 +294,7 @@ class Machine:
     def _build(self) -> None:
         """The board phase and the boot phase."""
         agent = SocketSink(self._agent_host)
-        self._board = Board(self.spec, self._engine, self, self.console, agent, self.debug)
+        self._board = Board(self.spec, self._engine, self, self.console, agent, self.debug, self._warn)
         self.stats.accel = self._board.vm.engine
         load(self._board)
 
@@ -291,10 +305,13 @@ class Machine:
             sources = (self._console_in, self._agent_host.fileno())
             channels = [Channel(port, source) for port, source in zip(board.serial, sources, strict=True)]
             paused = self._state is State.PAUSED  # the guest reset itself while it was being paused
+            if paused:
+                board.virtio.hold()
             self._pump = Pump(channels, board.timed, lambda error: self._broken("the pump", error), paused=paused)
             self._threads = VcpuThreads(board.vcpus, self._left, self._failed, paused=paused)
             self._pump.start()
             self.stats.mark("first_instruction")
+            self.boots += 1
             self._threads.start()
             if self._end is not None:  # stop() came before there was anything to stop
                 self._threads.finish()
@@ -310,6 +327,7 @@ class Machine:
         if pump is not None:
             pump.close()
         if board is not None:
+            self._undriven = board.virtio.undriven()
             try:
                 self.stats.add_exits(board.exits())
             finally:

@@ -15,8 +15,45 @@ GIB = 1 << 30
 SMALLEST = 1 * MIB
 PAGE = 4096
 MAX_CPUS = 4096
+MAX_DISK_QUEUES = 8
 _UNITS = {"": MIB, "k": 1 << 10, "m": MIB, "g": GIB, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A raw image file or a block device, by virtio-blk. `queues` 0: one for each vCPU, up to 8."""
+
+    path: str
+    readonly: bool = False
+    direct: bool = False
+    """Past the host's page cache."""
+    serial: str = ""
+    queues: int = 0
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
+        from kvmkit.block.file import DiskFile
+
+        if not 0 <= self.queues <= MAX_DISK_QUEUES:
+            raise BadInput(f"--disk {self.path}: queues={self.queues}: 1 to {MAX_DISK_QUEUES} can be")
+        if len(self.serial.encode()) > 20:
+            raise BadInput(f"--disk {self.path}: serial={self.serial}: a serial number has up to 20 bytes")
+        DiskFile(self.path, readonly=self.readonly, direct=self.direct).close()
+
+
+class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A raw image file or a block device, by virtio-scsi: a disk, or a CD-ROM that is only read."""
+
+    path: str
+    readonly: bool = False
+    cdrom: bool = False
+    serial: str = ""
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
+        from kvmkit.block.file import DiskFile
+
+        DiskFile(self.path, readonly=self.readonly or self.cdrom).close()
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +71,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cpus: int = 1
     memory: int = 512 * MIB
     console: Literal["log", "attach"] = "log"
+    transport: Literal["mmio", "pci"] = "mmio"
+    """How the guest finds its virtio devices: described one by one in ACPI, or on a PCI Express bus."""
     debug_exit: bool = False
     reboot: bool = False
     """Start again when the guest resets; without it, a reset ends the machine."""
@@ -48,6 +87,11 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Have all of guest RAM before the guest starts."""
     nested: bool | None = None
     """Whether the guest sees vmx or svm, to run VMs of its own; None: as the CPU model has it."""
+    disks: tuple[Disk, ...] = ()
+    scsi: tuple[ScsiDisk, ...] = ()
+    """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
+    rng: bool = False
+    """Give the guest entropy from the host (virtio-rng)."""
 
     @property
     def cpu_text(self) -> str:
@@ -63,6 +107,55 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadInput(f"--timeout {self.timeout:g}: give seconds, more than 0")
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
+        self._check_disks()
+
+    def _check_disks(self) -> None:
+        seen: dict[tuple[int, int], bool] = {}
+        units: tuple[Disk | ScsiDisk, ...] = (*self.disks, *self.scsi)
+        for disk in units:
+            disk.check()
+            found = os.stat(disk.path)
+            key = (found.st_dev, found.st_ino)
+            readonly = disk.readonly or (isinstance(disk, ScsiDisk) and disk.cdrom)
+            if not (readonly and seen.get(key, True)) and key in seen:
+                raise BadInput(f"--disk {disk.path}: given twice; a disk that is written can be attached once")
+            seen[key] = readonly
+
+
+def parse_disk(text: str) -> Disk:
+    """A Disk of PATH[,ro][,direct][,serial=TEXT][,queues=N]; a comma in PATH is written twice. Raises BadInput."""
+    path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+    if not path:
+        raise BadInput(f"--disk {text}: give a path first, such as --disk disk.raw,ro")
+    given: dict[str, str | int | bool] = {}
+    for option in options:
+        key, _equals, value = option.partition("=")
+        if option in ("ro", "direct"):
+            given["readonly" if option == "ro" else option] = True
+        elif key == "serial" and value:
+            given[key] = value
+        elif key == "queues" and value.isascii() and value.isdigit() and 0 < int(value[:9]) <= MAX_DISK_QUEUES:
+            given[key] = int(value)
+        else:
+            known = f"ro, direct, serial=TEXT and queues=1..{MAX_DISK_QUEUES}"
+            raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
+    return msgspec.convert({"path": path, **given}, Disk)
+
+
+def parse_scsi(text: str) -> ScsiDisk:
+    """A ScsiDisk of PATH[,ro][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
+    path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+    if not path:
+        raise BadInput(f"--scsi {text}: give a path first, such as --scsi disk.raw,ro")
+    given: dict[str, str | bool] = {}
+    for option in options:
+        if option in ("ro", "cd"):
+            given["readonly" if option == "ro" else "cdrom"] = True
+        elif option.startswith("serial=") and option != "serial=":
+            given["serial"] = option.removeprefix("serial=")
+        else:
+            raise BadInput(f"--scsi {text}: no option {option!r}; there are ro, cd and serial=TEXT")
+    return msgspec.convert({"path": path, **given}, ScsiDisk)
 
 
 def parse_size(text: str, what: str = "--memory") -> int:

@@ -6,7 +6,6 @@ a guest that has started never misses one. What is missing is told before that, 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from pathlib import Path
@@ -18,8 +17,6 @@ MIB = 1 << 20
 PAGE = 4096
 POOLS = Path("/sys/kernel/mm/hugepages")
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage")
-TRANSPARENT_PAGE = 2 * MIB
-HUGETLBFS_MAGIC = 0x958458F6  # <linux/magic.h>
 MFD_HUGE_SHIFT = 26
 SIZES = {"2M": 2 * MIB, "1G": 1 << 30}
 CHOICES = ("default", *SIZES, "transparent")
@@ -31,8 +28,8 @@ def allocate(size: int, *, hugepages: str = "", path: str = "", preallocate: boo
     if path:
         return _from_path(size, path, preallocate)
     if hugepages == "transparent":
-        return _transparent(size, preallocate)
-    if not hugepages:
+        _check_transparent()  # ordinary memory has them wherever the kernel gives any
+    if hugepages in ("", "transparent"):
         return GuestMemory(size, populate=preallocate)
     page = page_size(hugepages)
     check(size, hugepages)
@@ -41,7 +38,7 @@ def allocate(size: int, *, hugepages: str = "", path: str = "", preallocate: boo
         fd = os.memfd_create("kvmkit-ram", flags)
     except OSError as error:
         raise HostError(f"--hugepages={show(page)}: the kernel refuses them: {error.strerror}") from error
-    return GuestMemory(size, fd, page, populate=preallocate)
+    return GuestMemory(size, fd=fd, page=page, populate=preallocate)
 
 
 def check(size: int, hugepages: str = "", path: str = "") -> None:
@@ -56,10 +53,15 @@ def check(size: int, hugepages: str = "", path: str = "") -> None:
         _check_free(size, page_size(hugepages), f"--hugepages={show(page_size(hugepages))}")
 
 
+def check_choice(hugepages: str) -> None:
+    """BadInput for what is none of CHOICES."""
+    if hugepages not in CHOICES:
+        raise BadInput(f"--hugepages={hugepages}: is 2M, 1G or transparent; before another word, write --hugepages=2M")
+
+
 def page_size(hugepages: str) -> int:
     """Bytes of a reserved page; BadInput for what is no choice, HostError for a size this kernel does not have."""
-    if hugepages not in CHOICES or hugepages == "transparent":
-        raise BadInput(f"--hugepages={hugepages}: is 2M, 1G or transparent; before another word, write --hugepages=2M")
+    check_choice(hugepages)
     sizes = sorted(int(one.name[10:-2]) << 10 for one in POOLS.glob("hugepages-*kB")) if POOLS.is_dir() else []
     if not sizes:
         raise HostError("--hugepages: this kernel has no huge pages, or a container hides them")
@@ -127,7 +129,7 @@ def _from_path(size: int, path: str, preallocate: bool) -> GuestMemory:
     except OSError as error:
         mend = " (its group is kvm: sudo kvmkit host permissions enable)" if error.errno == errno.EACCES else ""
         raise HostError(f"-mem-path {path}: no file can be made there: {error.strerror}{mend}") from error
-    return GuestMemory(size, fd, page, populate=preallocate)
+    return GuestMemory(size, fd=fd, page=page, populate=preallocate)
 
 
 def _path_page(path: str) -> int:
@@ -142,24 +144,7 @@ def _path_page(path: str) -> int:
     return found.f_bsize if found.f_bsize in SIZES.values() else PAGE
 
 
-def _check_transparent() -> str:
-    """What of shared memory may have them. Raises HostError when nothing may."""
+def _check_transparent() -> None:
     if "[never]" in (enabled := _text(TRANSPARENT / "enabled")) or not enabled:
         mend = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
         raise HostError(f"--hugepages=transparent: they are off in this kernel: {mend}")
-    return _text(TRANSPARENT / "shmem_enabled")
-
-
-def _transparent(size: int, preallocate: bool) -> GuestMemory:
-    """Memory of a file where the kernel gives such memory huge pages, otherwise memory without one."""
-    shared = _check_transparent()
-    fd: int | None = -1
-    if any(f"[{word}]" in shared for word in ("always", "within_size", "advise", "force")):
-        fd = None
-    memory = GuestMemory(size, fd, TRANSPARENT_PAGE, transparent=True)
-    if preallocate:
-        with contextlib.suppress(ValueError):
-            for start, _, length in memory.regions():
-                for at in range(0, length, PAGE):
-                    memory.write(start + at, b"\0")
-    return memory

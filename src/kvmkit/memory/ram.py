@@ -1,5 +1,6 @@
 """Guest RAM. Every access by guest physical address goes through `pointer`, which checks the whole of it."""
 
+import contextlib
 import mmap
 import os
 
@@ -11,6 +12,7 @@ from cython.cimports.libc.string import memcpy
 from kvmkit.errors import BadInput, HostError
 
 PAGE = 4096
+HUGE = 2 << 20
 MADV_POPULATE_WRITE = 23  # <linux/mman.h>, since Linux 5.14; Python has no name for it
 HOLE: int = 0xC0000000
 """Where RAM below 4 GiB ends: from here to HIGH_RAM are devices, firmware and the interrupt controllers."""
@@ -21,39 +23,46 @@ HIGH_RAM: int = 0x100000000
 class GuestMemory:
     """`size` bytes of RAM (a multiple of 4096): [0, low), and what is more than 3 GiB from 4 GiB on.
 
-    The bytes live in a memfd (`fd`), so that another process can map them too. Host and guest share the
-    mapping: a device writes where the guest reads.
+    Host and guest share the mapping: a device writes where the guest reads. `shared` puts the bytes in a memfd
+    (`fd`), so that another process can map them too. Otherwise they are anonymous (`fd` is -1) and the kernel is
+    asked for huge pages: most hosts give a memfd none, and each small page costs a fault, under KVM an exit too.
 
-    `fd`, when given, is the file to use instead, and becomes this object's; -1 stands for memory without a file.
-    `page` is the size of that file's pages in bytes. `transparent` asks the kernel for transparent huge pages,
-    `populate` has it find all pages now. `kvmkit.memory.backing` makes these.
+    `fd`, when given, is the file to use instead, and becomes this object's; its pages have `page` bytes. `populate`
+    has the kernel find all pages now. `kvmkit.memory.backing` makes these.
     """
 
-    def __cinit__(self, size, fd=None, page=PAGE, transparent=False, populate=False):
+    def __cinit__(self, size, shared=False, fd=-1, page=PAGE, populate=False):
         if size <= 0 or size % PAGE:
             raise BadInput(f"guest memory of {size} bytes is not a positive multiple of {PAGE}")
         self.size = size
         self.low = min(size, HOLE)
-        self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC) if fd is None else fd
+        self.fd = fd
         span = (size + page - 1) // page * page
         try:
+            if shared and fd < 0:
+                self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC)
             if self.fd >= 0:
                 os.ftruncate(self.fd, span)
                 self.mapping = mmap.mmap(self.fd, span, flags=mmap.MAP_SHARED)
-            else:  # a page more, so that RAM can begin at a multiple of it
-                self.mapping = mmap.mmap(-1, span + page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if transparent:
-                self.mapping.madvise(mmap.MADV_HUGEPAGE)
-            if populate:
-                self.mapping.madvise(MADV_POPULATE_WRITE, 0, span)
+            else:
+                self.mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             self.close()
             raise HostError(f"can't reserve {size >> 20} MiB for the guest: {error.strerror}") from error
         view: cython.uchar[:] = self.mapping
-        first: uintptr_t = cython.cast(uintptr_t, cython.address(view[0]))
-        if self.fd < 0:
-            first = (first + page - 1) // page * page
-        self.base = cython.cast(cython.pointer(uint8_t), first)
+        self.base = cython.address(view[0])
+        start: uintptr_t = 0
+        if self.fd < 0:  # KVM maps a huge page only where guest and host addresses agree in its low bits
+            start = -cython.cast(uintptr_t, self.base) % HUGE
+            self.base += start
+            with contextlib.suppress(OSError):  # a kernel without them
+                self.mapping.madvise(mmap.MADV_HUGEPAGE, start, size)
+        if populate:
+            try:
+                self.mapping.madvise(MADV_POPULATE_WRITE, start, span)
+            except OSError as error:
+                self.close()
+                raise HostError(f"can't have {size >> 20} MiB at once for the guest: {error.strerror}") from error
         self.ram.base = self.base
         self.ram.size = self.size
         self.ram.low = self.low

@@ -345,6 +345,10 @@ class Queue:
             written = chain_write(self.chain, 0, cython.address(data[0]), data.shape[0])
         queue_release(cython.address(self.q), self.chain, cython.cast(uint32_t, written))
 
+    def rest(self) -> None:
+        """Leave what there is: `handle` is not to be called again before the driver or somebody here rings."""
+        self.q.wanted = False
+
     def signal(self) -> None:
         queue_signal(cython.address(self.q))
 

@@ -24,6 +24,7 @@ cdef enum:
 cdef enum:
     STALE_RANGES = 64
     LEAVES = 64
+    SAMPLES = 5
     PINS = 24
 
 cdef struct CpuidLeaf:
@@ -43,10 +44,11 @@ ctypedef uint64_t (*port_read_function)(void *, uint32_t, unsigned int) noexcept
 ctypedef void (*port_write_function)(void *, uint32_t, unsigned int, uint32_t) noexcept nogil
 ctypedef bint (*interrupt_function)(void *, void *, int) noexcept nogil
 ctypedef void (*count_function)(void *) noexcept nogil
-ctypedef bint (*read_msr_function)(void *, uint32_t, uint64_t *) noexcept nogil
+ctypedef bint (*read_msr_function)(void *, uint32_t, uint64_t *, uint64_t) noexcept nogil
 ctypedef bint (*write_msr_function)(void *, uint32_t, uint64_t, uint64_t) noexcept nogil
-ctypedef uint64_t (*get_tpr_function)(void *) noexcept nogil
-ctypedef void (*set_tpr_function)(void *, uint64_t) noexcept nogil
+ctypedef uint64_t (*get_function)(void *) noexcept nogil
+ctypedef bint (*is_function)(void *) noexcept nogil
+ctypedef void (*set_function)(void *, uint64_t) noexcept nogil
 ctypedef CpuidLeaf *(*cpuid_function)(void *, uint32_t, uint32_t) noexcept nogil
 ctypedef bint (*has_code_function)(void *, uint64_t) noexcept nogil
 ctypedef bint (*set_code_function)(void *, uint64_t, bint) noexcept nogil
@@ -80,10 +82,16 @@ cdef class CpuCore:
     cdef uint64_t counts[EXIT_KINDS]
     cdef CpuidLeaf leaves[LEAVES]
     cdef int leaf_count
+    cdef uint64_t cr4_bits  # those of the model's features; the others are reserved
+    cdef uint64_t tsc_offset  # guest TSC = the host's + this
+    cdef uint64_t interrupt_instruction  # where the INT being delivered stands
     cdef object failure
     cdef readonly int index
     cdef int resample[PINS]  # eventfds to signal at the end of a level-triggered interrupt, -1: none
 
+    cdef uint64_t ticks(self) noexcept nogil
+    cdef void sample(self, uint64_t *tsc, int64_t *now) noexcept nogil
+    cdef void measure_clock(self) noexcept nogil
     cdef void refresh(self) noexcept nogil
     cdef void rearm(self) noexcept nogil
     cdef void wake_up(self) noexcept nogil
@@ -97,11 +105,14 @@ cdef void port_write(CpuCore cpu, uint32_t port, unsigned int size, uint32_t val
 cdef uint64_t memory_read(CpuCore cpu, uint64_t address, unsigned int size) noexcept nogil
 cdef void memory_write(CpuCore cpu, uint64_t address, unsigned int size, uint64_t value) noexcept nogil
 cdef fail(CpuCore cpu, error)
-cdef bint known_msr(uint32_t msr) noexcept nogil
-cdef bint machine_msr(uint32_t msr) noexcept nogil
-cdef bint read_msr(CpuCore cpu, uint32_t msr, uint64_t *value) noexcept nogil
+cdef bint read_msr(CpuCore cpu, uint32_t msr, uint64_t *value, uint64_t tsc) noexcept nogil
 cdef bint write_msr(CpuCore cpu, uint32_t msr, uint64_t value, uint64_t tsc) noexcept nogil
 cdef uint64_t get_tpr(CpuCore cpu) noexcept nogil
+cdef bint apic_enabled(CpuCore cpu) noexcept nogil
+cdef uint64_t get_cr4_bits(CpuCore cpu) noexcept nogil
+cdef uint64_t get_tsc_offset(CpuCore cpu) noexcept nogil
+cdef void note_interrupt_instruction(CpuCore cpu, uint64_t address) noexcept nogil
+cdef uint64_t interrupt_instruction(CpuCore cpu) noexcept nogil
 cdef void set_tpr(CpuCore cpu, uint64_t value) noexcept nogil
 cdef void count_exception(CpuCore cpu) noexcept nogil
 cdef void count_syscall(CpuCore cpu) noexcept nogil

@@ -54,6 +54,45 @@ class CpuCore:
         pthread_cond_destroy(cython.address(self.woken))
         pthread_mutex_destroy(cython.address(self.mutex))
 
+    # Time.
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def ticks(self) -> uint64_t:
+        """The guest's TSC, from the translator."""
+        return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def sample(self, tsc: cython.pointer(uint64_t), now: cython.pointer(int64_t)) -> cython.void:
+        """The TSC and CLOCK_MONOTONIC of one moment: of some tries, the one in which least time passed between them."""
+        best: int64_t = FOREVER
+        _try: cython.int
+        for _try in range(SAMPLES):
+            before: int64_t = monotonic()
+            ticks: uint64_t = self.ticks()
+            took: int64_t = monotonic() - before
+            if took < best:
+                best = took
+                tsc[0] = ticks
+                now[0] = before + took // 2
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def measure_clock(self) -> cython.void:
+        """Take the TSC's rate, once: by the time a guest asks, enough has passed since this module was loaded."""
+        tsc: uint64_t = 0
+        now: int64_t = 0
+        self.sample(cython.address(tsc), cython.address(now))
+        pthread_mutex_lock(cython.address(self.mutex))
+        self.clock.measure(tsc, now)
+        # Not by the property: that takes the GIL, which others hold while they wait for the mutex.
+        self.chips.lapic.timer.tsc_khz = cython.cast(uint32_t, self.clock.tsc_khz)
+        pthread_mutex_unlock(cython.address(self.mutex))
+
     # Called with the mutex held.
 
     @cython.cfunc
@@ -285,31 +324,16 @@ def fail(cpu: CpuCore, error):
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def known_msr(msr: uint32_t) -> cython.bint:
-    """Whether Unicorn keeps this MSR. It reads others as 0 and forgets writes; a processor raises #GP."""
-    if msr < 0x100:
-        return msr in (0x10, 0x17, 0x1B, 0x3A, 0x8B, 0xFE)
-    if msr < 0x300:
-        return msr in (0x174, 0x175, 0x176, 0x179, 0x17A, 0x17B, 0x186, 0x187, 0x198, 0x199, 0x19A, 0x19B, 0x19C,
-                       0x1A0, 0x1D9, 0x277, 0x2FF, 0xE1) or 0x200 <= msr <= 0x21F or 0x250 <= msr <= 0x26F  # fmt: skip
-    low: uint32_t = msr & 0xFFFF
-    if msr >> 16 == 0xC000:
-        return 0x80 <= low <= 0x84 or 0x100 <= low <= 0x103
-    if msr >> 16 == 0xC001:  # AMD's own; Linux reads many of them unasked
-        return low < 0x2000
-    return 0x400 <= msr < 0x480 or msr == 0x6E0 or msr == 0xDA0
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def read_msr(cpu: CpuCore, msr: uint32_t, value: cython.pointer(uint64_t)) -> cython.bint:
-    """One of the MSRs that the machine keeps: the local APIC's and kvm-clock's. False: not one, or #GP."""
+def read_msr(cpu: CpuCore, msr: uint32_t, value: cython.pointer(uint64_t), tsc: uint64_t) -> cython.bint:
+    """One of the MSRs that the machine keeps (`machine_msr`). False: #GP. `tsc` is the guest's now."""
+    cpu.counts[EXIT_MSR] += 1
+    if msr == 0x10:
+        value[0] = tsc
+        return True
     now: int64_t = monotonic()
     pthread_mutex_lock(cython.address(cpu.mutex))
     done: cython.bint = cpu.chips.read_msr(msr, value, now) or cpu.clock.read_msr(msr, value)
     pthread_mutex_unlock(cython.address(cpu.mutex))
-    cpu.counts[EXIT_MSR] += 1
     return done
 
 
@@ -317,28 +341,26 @@ def read_msr(cpu: CpuCore, msr: uint32_t, value: cython.pointer(uint64_t)) -> cy
 @cython.nogil
 @cython.exceptval(check=False)
 def write_msr(cpu: CpuCore, msr: uint32_t, value: uint64_t, tsc: uint64_t) -> cython.bint:
+    """The inverse."""
+    cpu.counts[EXIT_MSR] += 1
+    if cpu.clock.tsc_khz == 0:
+        cpu.measure_clock()
     now: int64_t = monotonic()
     pthread_mutex_lock(cython.address(cpu.mutex))
-    if cpu.clock.tsc_khz == 0:
-        cpu.clock.measure(tsc, now)
-        # Not by the property: that takes the GIL, which others hold while they wait for the mutex.
-        cpu.chips.lapic.timer.tsc_khz = cython.cast(uint32_t, cpu.clock.tsc_khz)
-    cpu.chips.lapic.set_tsc(tsc, now)
-    done: cython.bint = cpu.chips.write_msr(msr, value, now) or cpu.clock.write_msr(msr, value, tsc, now)
+    done: cython.bint = True
+    if msr == 0x10:
+        cpu.tsc_offset += value - tsc
+        cpu.clock.move(value - tsc)
+        cpu.chips.lapic.set_tsc(value, now)
+    else:
+        cpu.chips.lapic.set_tsc(tsc, now)
+        done = cpu.chips.write_msr(msr, value, now) or cpu.clock.write_msr(msr, value, tsc, now)
     if done:
         cpu.end_of_interrupt()
         cpu.refresh()
         cpu.rearm()
     pthread_mutex_unlock(cython.address(cpu.mutex))
-    cpu.counts[EXIT_MSR] += 1
     return done
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def machine_msr(msr: uint32_t) -> cython.bint:
-    return msr == 0x1B or msr == 0x6E0 or 0x800 <= msr < 0x900 or msr == 0x4B564D00 or msr == 0x4B564D01
 
 
 @cython.cfunc
@@ -346,6 +368,43 @@ def machine_msr(msr: uint32_t) -> cython.bint:
 @cython.exceptval(check=False)
 def get_tpr(cpu: CpuCore) -> uint64_t:
     return cpu.chips.lapic.tpr()
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def apic_enabled(cpu: CpuCore) -> cython.bint:
+    """Whether CPUID shows a local APIC: not while IA32_APIC_BASE has it off."""
+    return cpu.chips.lapic.on
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def get_cr4_bits(cpu: CpuCore) -> uint64_t:
+    return cpu.cr4_bits
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def get_tsc_offset(cpu: CpuCore) -> uint64_t:
+    return cpu.tsc_offset
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def note_interrupt_instruction(cpu: CpuCore, address: uint64_t) -> cython.void:
+    """INT, INT3 or INTO at this offset in CS is about to be delivered."""
+    cpu.interrupt_instruction = address
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def interrupt_instruction(cpu: CpuCore) -> uint64_t:
+    return cpu.interrupt_instruction
 
 
 @cython.cfunc

@@ -1,10 +1,22 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from kvmkit.accel.tcg.core cimport CpuCore
 from kvmkit.accel.tcg.unicorn cimport uc_engine
+from kvmkit.accel.tcg.vcpu_state cimport CpuState
 
 cdef enum:
     PHYSICAL_BITS = 40
+
+# What a hypercall returns that we don't have, and one of a program: -KVM_ENOSYS, -KVM_EPERM.
+cdef enum:
+    HYPERCALL_UNKNOWN = -1000
+    HYPERCALL_REFUSED = -1
+
+# Exit codes of AMD's SVM.
+cdef enum:
+    SVM_EXIT_WRITE_CR = 0x10
+    SVM_EXIT_INTR = 0x60
+    SVM_EXIT_NMI = 0x61
+    SVM_EXIT_MSR = 0x7C
 
 # What `loop` came back with; Unicorn's own error numbers negated.
 cdef enum:
@@ -17,11 +29,10 @@ cdef struct MmioWindow:
     void *cpu
     uint64_t base
 
-cdef class TcgCpu(CpuCore):
+cdef class TcgCpu(CpuState):
     cdef uc_engine *uc
     cdef void *cs
     cdef MmioWindow windows[2]
-    cdef bint running
 
     cdef int loop(self) noexcept nogil
     cdef void drop_stale(self) noexcept nogil
@@ -29,7 +40,6 @@ cdef class TcgCpu(CpuCore):
     cdef map_memory(self)
     cdef become(self, str model)
     cdef set_words(self, words)
-    cdef refuse_running(self)
 
 # What the linker puts in the place of Unicorn's own functions; the list stands in setup.py too.
 cdef public bint __wrap_x86_cpu_exec_interrupt_x86_64(void *cs, int request) noexcept nogil
@@ -37,6 +47,12 @@ cdef public void __wrap_helper_rdmsr_x86_64(void *env) noexcept nogil
 cdef public void __wrap_helper_wrmsr_x86_64(void *env) noexcept nogil
 cdef public uint64_t __wrap_helper_read_crN_x86_64(void *env, int reg) noexcept nogil
 cdef public void __wrap_helper_write_crN_x86_64(void *env, int reg, uint64_t value) noexcept nogil
+cdef public void __wrap_helper_raise_interrupt_x86_64(void *env, int vector, int length) noexcept nogil
+cdef public void __wrap_raise_interrupt_x86_64(void *env, int vector, int software, int error, int length) noexcept nogil
+cdef public void __wrap_raise_exception_err_x86_64(void *env, int vector, int error) noexcept nogil
+cdef public void __wrap_helper_debug_x86_64(void *env) noexcept nogil
+cdef public uint64_t __wrap_helper_read_eflags_x86_64(void *env) noexcept nogil
+cdef public uint64_t __wrap_cpu_get_tsc_x86_64(void *env) noexcept nogil
 cdef public void __wrap_helper_pause_x86_64(void *env, int length) noexcept nogil
 cdef public void __wrap_helper_syscall_x86_64(void *env, int length) noexcept nogil
 cdef public void __wrap_helper_sysenter_x86_64(void *env, int length) noexcept nogil

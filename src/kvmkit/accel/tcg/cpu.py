@@ -11,11 +11,13 @@ at the next block boundary), `kicked` and the TB exit counter behind `icount_hig
 import cython
 from cython.cimports.kvmkit.accel.tcg.core import *
 from cython.cimports.kvmkit.accel.tcg.layout import *
+from cython.cimports.kvmkit.accel.tcg.msrs import control_takes, known_msr, machine_msr, msr_takes
 from cython.cimports.kvmkit.accel.tcg.pages import mark_page
 from cython.cimports.kvmkit.accel.tcg.pvclock import PvClock
 from cython.cimports.kvmkit.accel.tcg.registers import *
 from cython.cimports.kvmkit.accel.tcg.threads import *
 from cython.cimports.kvmkit.accel.tcg.unicorn import *
+from cython.cimports.kvmkit.accel.tcg.vcpu_state import CpuState
 from cython.cimports.kvmkit.bus.space import AddressSpace
 from cython.cimports.kvmkit.memory.ram import GuestMemory
 from cython.cimports.libc.stdint import (
@@ -30,13 +32,16 @@ from cython.cimports.libc.stdint import (
 from cython.cimports.libc.string import memcpy
 
 from kvmkit.accel import Exit, ExitReason, cpuid
-from kvmkit.accel.state import VCPU_STATE
 from kvmkit.accel.tcg import features
-from kvmkit.errors import BadInput, HostError
+from kvmkit.errors import HostError
+
+# When this module was loaded: the farther away, the better is the TSC's rate that is reckoned from it.
+LOADED_TSC = cython.declare(uint64_t, host_ticks(cython.NULL))
+LOADED = cython.declare(int64_t, monotonic())
 
 
 @cython.cclass
-class TcgCpu(CpuCore):
+class TcgCpu(CpuState):
     """The one vCPU of a VM of the software engine, with its interrupt controllers and timers."""
 
     def __cinit__(self, memory: GuestMemory, ports: AddressSpace, mmio: AddressSpace, model: str):
@@ -46,15 +51,14 @@ class TcgCpu(CpuCore):
         check(uc_ctl_exits_enable(self.uc), "enable exits")
         self.calibrate()
         self.map_memory()
+        reset(self.env)  # the library starts with bits in CR4 that CPUID would show again
         self.become(model)
-        now: int64_t = monotonic()
-        self.clock = PvClock(memory, read_tsc(self.env), now)
+        self.clock = PvClock(memory, LOADED_TSC, LOADED, monotonic())
         hook: uc_hook
         check(uc_hook_add(self.uc, cython.address(hook), UC_HOOK_INTR, cython.cast(cython.p_void, on_exception),
                           cython.cast(cython.p_void, self), 1, 0), "hook exceptions")  # fmt: skip
         check(uc_hook_add(self.uc, cython.address(hook), UC_HOOK_INSN_INVALID, cython.cast(cython.p_void, on_invalid),
                           cython.cast(cython.p_void, self), 1, 0), "hook #UD")  # fmt: skip
-        reset(self.env)
         self.set_derived()
 
     def __dealloc__(self):
@@ -118,6 +122,7 @@ class TcgCpu(CpuCore):
             leaves[leaf, subleaf] = (values[0], values[1], values[2], values[3])
         table = cpuid.for_vcpu(cpuid.select(model, features.with_machine(leaves)), 0, 1)
         self.set_words(features.words_of(table))
+        self.cr4_bits = features.cr4_bits(table)
         if len(table) > LEAVES:
             raise HostError("tcg: the CPUID table is too long")
         self.leaf_count = 0
@@ -218,107 +223,47 @@ class TcgCpu(CpuCore):
         text = uc_strerror(cython.cast(uc_err, -result)).decode()
         return Exit(ExitReason.INTERNAL_ERROR, -result, f"the software CPU can't go on: {text}")
 
-    # State.
+    # What saved state needs of the translator.
 
     @cython.cfunc
-    def refuse_running(self):
-        if self.running:
-            raise HostError("tcg: a vCPU's state can't be had while it runs; pause it first")
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def ticks(self) -> uint64_t:
+        return read_tsc(self.env)
 
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def flags(self) -> uint64_t:
+        return flags_of(self.env)
+
+    @cython.cfunc
     def set_derived(self):
-        """Bring what Unicorn derives from the registers up to date with them."""
         inhibit: uint32_t = self.env.hflags & HF_INHIBIT_IRQ
         update_hflags(self.env)
         self.env.hflags |= inhibit
+        update_fp_status(self.env)
+        update_mxcsr_status(self.env)
         tlb_flush(self.cs)
 
-    def get(self, name: str) -> bytes:
-        """See VirtualCpu."""
-        self.refuse_running()
-        if name == "regs":
-            return get_regs(self.env, flags_of(self.env))
-        if name == "sregs":
-            return get_sregs(self.env, self.chips.lapic.apic_base, self.chips.lapic.tpr() >> 4)
-        if name == "debugregs":
-            return get_debugregs(self.env)
-        if name == "events":
-            return get_events(self.env, self.chips.lapic.nmi_pending)
-        if name == "mp_state":
-            return (3 if self.halted else 0).to_bytes(4, "little")
-        if name == "lapic":
-            return self.chips.get("lapic")
-        if name == "xcrs":
-            xcr0: uint64_t = field64(self.env, ENV_XCR0)[0]
-            return (1).to_bytes(8, "little") + bytes(8) + xcr0.to_bytes(8, "little") + bytes(392 - 24)
-        if name == "xsave":
-            area = bytearray(4096)
-            view: cython.uchar[:] = area
-            save_xsave_area(self.cs, cython.address(view[0]))
-            return bytes(area)
-        if name == "msrs":
-            return b"".join(
-                index.to_bytes(4, "little") + bytes(4) + msr_value(self, index).to_bytes(8, "little")
-                for index in SAVED_MSRS
-            )
-        raise KeyError(name)
+    @cython.cfunc
+    def xsave_area(self, area: u8p, store: cython.bint):
+        if store:
+            save_xsave_area(self.cs, area)
+        else:
+            load_xsave_area(self.cs, area)
 
-    def set(self, name: str, data: bytes) -> None:
-        """See VirtualCpu."""
-        self.refuse_running()
-        size = VCPU_STATE[name]
-        if size is not None and len(data) != size:
-            raise BadInput(f"tcg: {name} state is {size} bytes, not {len(data)}")
-        if name == "regs":
-            set_regs(self.env, data)
-        elif name == "sregs":
-            set_sregs(self.env, data)
-            if not self.chips.lapic.restore_base(int.from_bytes(data[272:280], "little")):
-                raise BadInput("tcg: the APIC base MSR names a mode that can't be")
-            self.chips.lapic.set_tpr((data[256] & 15) << 4)
-        elif name == "debugregs":
-            set_debugregs(self.env, data)
-        elif name == "events":
-            set_events(self.env, data)
-            self.chips.lapic.nmi_pending = data[13] != 0
-        elif name == "mp_state":
-            self.halted = data[0] == 3
-        elif name == "lapic":
-            self.chips.set("lapic", data)
-        elif name == "xcrs":
-            field64(self.env, ENV_XCR0)[0] = int.from_bytes(data[16:24], "little") | 1
-        elif name == "xsave":
-            if len(data) < XSAVE_AREA_BYTES:
-                data = data.ljust(XSAVE_AREA_BYTES, b"\0")
-            view: cython.const[cython.uchar][:] = data
-            load_xsave_area(self.cs, cython.address(view[0]))
-            update_fp_status(self.env)
-            update_mxcsr_status(self.env)
-        elif name == "msrs":
-            if len(data) % 16:
-                raise BadInput("tcg: MSR state is 16 bytes for each")
-            for at in range(0, len(data), 16):
-                set_msr_value(
-                    self, int.from_bytes(data[at : at + 4], "little"), int.from_bytes(data[at + 8 : at + 16], "little")
-                )
-        self.set_derived()
-        with cython.nogil:
-            pthread_mutex_lock(cython.address(self.mutex))
-            self.attention = 1
-            self.rearm()
-            pthread_mutex_unlock(cython.address(self.mutex))
+    @cython.cfunc
+    def translator_msr(self, store: cython.bint):
+        if store:
+            real_wrmsr(self.env)
+        else:
+            real_rdmsr(self.env)
 
-    def translate(self, address: uint64_t):
-        """See VirtualCpu."""
-        self.refuse_running()
+    @cython.cfunc
+    def page_of(self, address: uint64_t) -> uint64_t:
         attributes: uint32_t = 0
-        page: uint64_t = walk_page(self.cs, address & ~cython.cast(uint64_t, 0xFFF), cython.address(attributes))
-        if page == cython.cast(uint64_t, -1):
-            return None
-        return page | (address & 0xFFF)
-
-    def close(self) -> None:
-        """See VirtualCpu."""
-        self.refuse_running()
+        return walk_page(self.cs, address, cython.address(attributes))
 
 
 @cython.cfunc
@@ -503,15 +448,108 @@ def __wrap_x86_cpu_exec_interrupt_x86_64(cs: cython.p_void, request: cython.int)
 def on_exception(uc: cython.pointer(uc_engine), vector: uint32_t, user: cython.p_void) -> cython.void:
     """Deliver as the processor would; a fault on the way goes back into the translator's loop from here."""
     cython.cast(count_function, count_exception)(user)
-    deliver_exception(cython.cast(cython.pp_void, cython.cast(u8p, uc) + UC_CPU)[0])
+    cs: u8p = cython.cast(u8pp, cython.cast(u8p, uc) + UC_CPU)[0]
+    env = cython.cast(cython.pointer(Env), cs + CPU_ENV)
+    software: cython.pointer(uint32_t) = field32(env, ENV_EXCEPTION_IS_INT)
+    if software[0]:  # the library has gone on to the next instruction, which is not where a fault of INT's is
+        env.eip = cython.cast(get_function, interrupt_instruction)(user)
+    deliver_exception(cs)
+    software[0] = 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_helper_raise_interrupt_x86_64(raw: cython.p_void, vector: cython.int, length: cython.int) -> cython.void:
+    """INT n and INT3: see on_exception."""
+    cython.cast(set_function, note_interrupt_instruction)(cpu_of(raw), cython.cast(cython.pointer(Env), raw).eip)
+    real_raise_interrupt(raw, vector, length)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_raise_interrupt_x86_64(
+    raw: cython.p_void, vector: cython.int, software: cython.int, error: cython.int, length: cython.int
+) -> cython.void:
+    """INTO: see on_exception."""
+    cython.cast(set_function, note_interrupt_instruction)(cpu_of(raw), cython.cast(cython.pointer(Env), raw).eip)
+    real_raise_software(raw, vector, software, error, length)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_raise_exception_err_x86_64(raw: cython.p_void, vector: cython.int, error: cython.int) -> cython.void:
+    """A fault in the IDT of long mode: the library counts 16 bytes for an entry's number, the processor 8."""
+    efer: uint64_t = field64(cython.cast(cython.pointer(Env), raw), ENV_EFER)[0]
+    if error & 2 and efer & 0x400 and (vector == 13 or vector == 11):
+        error = error >> 1 & ~7 | 2
+    real_raise_error(raw, vector, error)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_helper_debug_x86_64(raw: cython.p_void) -> cython.void:
+    """A breakpoint in DR0 to DR3, or INT1 (0xF1), which the library leaves to a debugger. INT1 is a trap of its own."""
+    env = cython.cast(cython.pointer(Env), raw)
+    address: uint64_t = env.segs[R_CS].base + env.eip
+    dr = field64(env, ENV_DR)
+    i: cython.int
+    for i in range(4):
+        if dr[7] >> 2 * i & 3 and not dr[7] >> (16 + 4 * i) & 3 and dr[i] == address and not env.eflags & FLAG_RF:
+            real_debug(raw)
+            return
+    length: cython.int = 1
+    while length < 15 and code_byte(raw, address + length - 1) != 0xF1:
+        length += 1  # prefixes
+    env.eip += length
+    raise_exception(raw, 1, 0, 0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_helper_read_eflags_x86_64(raw: cython.p_void) -> uint64_t:
+    """PUSHF stores neither RF nor VM."""
+    return flags_of(cython.cast(cython.pointer(Env), raw)) & ~cython.cast(uint64_t, FLAG_RF | FLAG_VM)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_cpu_get_tsc_x86_64(raw: cython.p_void) -> uint64_t:
+    """The guest's TSC, but for what a nested hypervisor adds to it."""
+    cpu: cython.p_void = cpu_of(raw)
+    return host_ticks(raw) + (cython.cast(get_function, get_tsc_offset)(cpu) if cpu != cython.NULL else 0)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def on_invalid(uc: cython.pointer(uc_engine), user: cython.p_void) -> cython.bint:
-    on_exception(uc, 6, user)
+    """#UD. KVM's hypercalls, in both vendors' form, end here as well; a guest that sees KVM's leaves may try them."""
+    env = cython.cast(cython.pointer(Env), cython.cast(u8pp, cython.cast(u8p, uc) + UC_CPU)[0] + CPU_ENV)
+    address: uint64_t = env.segs[R_CS].base + env.eip
+    if not field32(env, ENV_EXCEPTION_IS_INT)[0] and is_hypercall(env, address):
+        env.regs[RAX] = cython.cast(uint64_t, HYPERCALL_UNKNOWN if not env.hflags & HF_CPL else HYPERCALL_REFUSED)
+        env.eip += 3
+        field32(env, ENV_OLD_EXCEPTION)[0] = cython.cast(uint32_t, -1)
+    else:
+        on_exception(uc, 6, user)
     return True
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_hypercall(env: cython.pointer(Env), address: uint64_t) -> cython.bint:
+    """VMCALL (0F 01 C1) or VMMCALL (0F 01 D9). Only bytes are read that the translator has read."""
+    if code_byte(env, address) != 0x0F or code_byte(env, address + 1) != 0x01:
+        return False
+    last: uint32_t = code_byte(env, address + 2)
+    return last == 0xC1 or last == 0xD9
 
 
 @cython.cfunc
@@ -583,13 +621,15 @@ def __wrap_helper_sysenter_x86_64(raw: cython.p_void, length: cython.int) -> cyt
 def __wrap_helper_rdmsr_x86_64(raw: cython.p_void) -> cython.void:
     env = cython.cast(cython.pointer(Env), raw)
     msr: uint32_t = cython.cast(uint32_t, env.regs[RCX])
+    if env.hflags & HF_GUEST:
+        svm_intercept(raw, SVM_EXIT_MSR, 0, 0)
     if not machine_msr(msr):
         if not known_msr(msr):
             raise_exception(raw, 13, 0, 0)
         real_rdmsr(raw)
         return
     value: uint64_t = 0
-    if not cython.cast(read_msr_function, read_msr)(cpu_of(raw), msr, cython.address(value)):
+    if not cython.cast(read_msr_function, read_msr)(cpu_of(raw), msr, cython.address(value), read_tsc(raw)):
         raise_exception(raw, 13, 0, 0)
     env.regs[RAX] = cython.cast(uint32_t, value)
     env.regs[RDX] = value >> 32
@@ -601,12 +641,14 @@ def __wrap_helper_rdmsr_x86_64(raw: cython.p_void) -> cython.void:
 def __wrap_helper_wrmsr_x86_64(raw: cython.p_void) -> cython.void:
     env = cython.cast(cython.pointer(Env), raw)
     msr: uint32_t = cython.cast(uint32_t, env.regs[RCX])
+    value: uint64_t = cython.cast(uint32_t, env.regs[RAX]) | env.regs[RDX] << 32
+    if env.hflags & HF_GUEST:
+        svm_intercept(raw, SVM_EXIT_MSR, 1, 0)
     if not machine_msr(msr):
-        if not known_msr(msr):
+        if not known_msr(msr) or not msr_takes(msr, value):
             raise_exception(raw, 13, 0, 0)
         real_wrmsr(raw)
         return
-    value: uint64_t = cython.cast(uint32_t, env.regs[RAX]) | env.regs[RDX] << 32
     if not cython.cast(write_msr_function, write_msr)(cpu_of(raw), msr, value, read_tsc(raw)):
         raise_exception(raw, 13, 0, 0)
 
@@ -617,7 +659,7 @@ def __wrap_helper_wrmsr_x86_64(raw: cython.p_void) -> cython.void:
 def __wrap_helper_read_crN_x86_64(raw: cython.p_void, register: cython.int) -> uint64_t:
     value: uint64_t = real_read_cr(raw, register)
     if register == 8 and not cython.cast(cython.pointer(Env), raw).hflags2 & HF2_VINTR:
-        value = cython.cast(get_tpr_function, get_tpr)(cpu_of(raw)) >> 4
+        value = cython.cast(get_function, get_tpr)(cpu_of(raw))
     return value
 
 
@@ -625,9 +667,12 @@ def __wrap_helper_read_crN_x86_64(raw: cython.p_void, register: cython.int) -> u
 @cython.nogil
 @cython.exceptval(check=False)
 def __wrap_helper_write_crN_x86_64(raw: cython.p_void, register: cython.int, value: uint64_t) -> cython.void:
+    svm_intercept(raw, SVM_EXIT_WRITE_CR + register, 0, 0)
+    if not control_takes(register, value, cython.cast(get_function, get_cr4_bits)(cpu_of(raw))):
+        raise_exception(raw, 13, 0, 0)
     real_write_cr(raw, register, value)
     if register == 8 and not cython.cast(cython.pointer(Env), raw).hflags2 & HF2_VINTR:
-        cython.cast(set_tpr_function, set_tpr)(cpu_of(raw), (value & 15) << 4)
+        cython.cast(set_function, set_tpr)(cpu_of(raw), value)
 
 
 @cython.cfunc
@@ -664,6 +709,8 @@ def __wrap_cpu_x86_cpuid_x86_64(
     b[0] = entry.registers[1]
     c[0] = entry.registers[2] | follows
     d[0] = entry.registers[3]
+    if leaf & 0x7FFFFFFF == 1 and not cython.cast(is_function, apic_enabled)(cpu_of(env)):
+        d[0] &= ~cython.cast(uint32_t, 1 << 9)
 
 
 # Translation. A page that holds translated code has its writes go the slow way, under every address it is mapped at;
@@ -749,49 +796,3 @@ def __wrap_x86_ldq_phys_x86_64(cs: cython.p_void, address: uint64_t) -> uint64_t
         if host != cython.NULL:
             return cython.cast(cython.pointer(uint64_t), host)[0]
     return real_load64(cs, address)
-
-
-# MSRs in saved state: those that Linux and firmware set, in the order they are to be restored.
-SAVED_MSRS = (
-    *(0x10, 0x1B, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0x2FF, *range(0x200, 0x210), 0x250, 0x258, 0x259),
-    *(*range(0x268, 0x270), 0x4B564D00, 0x4B564D01, 0x6E0, *range(0xC0000080, 0xC0000085)),
-    *range(0xC0000100, 0xC0000104),
-)
-
-
-@cython.cfunc
-def msr_value(cpu: TcgCpu, index: uint32_t) -> object:
-    """An MSR as the guest would read it."""
-    value: uint64_t = 0
-    if machine_msr(index):
-        read_msr(cpu, index, cython.address(value))
-        return value
-    env = cpu.env
-    a, c, d = env.regs[RAX], env.regs[RCX], env.regs[RDX]
-    env.regs[RCX] = index
-    real_rdmsr(env)
-    value = cython.cast(uint32_t, env.regs[RAX]) | env.regs[RDX] << 32
-    env.regs[RAX], env.regs[RCX], env.regs[RDX] = a, c, d
-    return value
-
-
-@cython.cfunc
-def set_msr_value(cpu: TcgCpu, index: uint32_t, value: uint64_t):
-    """Set an MSR, also where the guest could not (EFER in long mode, the TSC)."""
-    env = cpu.env
-    if index == 0x10:
-        field64(env, ENV_TSC_OFFSET)[0] += value - read_tsc(env)
-    elif index == 0xC0000080:
-        field64(env, ENV_EFER)[0] = value
-    elif machine_msr(index):
-        if not write_msr(cpu, index, value, read_tsc(env)):
-            raise BadInput(f"tcg: MSR {index:#x} can't be set to {value:#x}")
-    elif known_msr(index):
-        a, c, d = env.regs[RAX], env.regs[RCX], env.regs[RDX]
-        env.regs[RCX] = index
-        env.regs[RAX] = cython.cast(uint32_t, value)
-        env.regs[RDX] = value >> 32
-        real_wrmsr(env)
-        env.regs[RAX], env.regs[RCX], env.regs[RDX] = a, c, d
-    else:
-        raise BadInput(f"tcg: there is no MSR {index:#x}")

@@ -5,7 +5,7 @@ Unicorn translates by these words, so a feature that a model leaves out raises #
 
 from __future__ import annotations
 
-from kvmkit.accel.cpuid import Table
+from kvmkit.accel.cpuid import Table, has
 from kvmkit.accel.features import Word, masks
 
 EAX, EBX, ECX, EDX = range(4)
@@ -93,3 +93,12 @@ def supported() -> Table:
         values[register] |= bits
         table[leaf, subleaf] = (values[0], values[1], values[2], values[3])
     return with_machine(table)
+
+
+CR4_ALWAYS = 0x7FF  # VME to OSXMMEXCPT: every 64-bit processor has these, whatever CPUID is made to show
+CR4_FEATURES = {11: "umip", 12: "la57", 16: "fsgsbase", 17: "pcid", 18: "xsave", 20: "smep", 21: "smap", 22: "pku"}
+
+
+def cr4_bits(table: Table) -> int:
+    """The bits of CR4 that are not reserved on a CPU that shows `table`."""
+    return CR4_ALWAYS | sum(1 << bit for bit, name in CR4_FEATURES.items() if has(table, name))

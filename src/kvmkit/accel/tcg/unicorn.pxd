@@ -60,6 +60,12 @@ cdef extern from * nogil:
     uint64_t x86_cpu_get_phys_page_attrs_debug_x86_64(void *cs, uint64_t address, void *attrs);
     uint64_t cpu_get_tsc_x86_64(void *env);
     bool __real_x86_cpu_exec_interrupt_x86_64(void *cs, int request);
+    void __real_helper_raise_interrupt_x86_64(void *env, int vector, int length);
+    void __real_raise_interrupt_x86_64(void *env, int vector, int software, int error, int length);
+    void __real_raise_exception_err_x86_64(void *env, int vector, int error);
+    void __real_helper_debug_x86_64(void *env);
+    uint64_t __real_cpu_get_tsc_x86_64(void *env);
+    uint32_t cpu_ldub_code_x86_64(void *env, uint64_t address);
     void __real_helper_rdmsr_x86_64(void *env);
     void __real_helper_wrmsr_x86_64(void *env);
     uint64_t __real_helper_read_crN_x86_64(void *env, int reg);
@@ -91,6 +97,12 @@ cdef extern from * nogil:
     uint64_t walk_page "x86_cpu_get_phys_page_attrs_debug_x86_64"(void *cs, uint64_t address, void *attrs)
     uint64_t read_tsc "cpu_get_tsc_x86_64"(void *env)
     bint real_exec_interrupt "__real_x86_cpu_exec_interrupt_x86_64"(void *cs, int request)
+    void real_raise_interrupt "__real_helper_raise_interrupt_x86_64"(void *env, int vector, int length)
+    void real_raise_software "__real_raise_interrupt_x86_64"(void *env, int vector, int software, int error, int length)
+    void real_raise_error "__real_raise_exception_err_x86_64"(void *env, int vector, int error)
+    void real_debug "__real_helper_debug_x86_64"(void *env)
+    uint64_t host_ticks "__real_cpu_get_tsc_x86_64"(void *env)
+    uint32_t code_byte "cpu_ldub_code_x86_64"(void *env, uint64_t address)
     void real_rdmsr "__real_helper_rdmsr_x86_64"(void *env)
     void real_wrmsr "__real_helper_wrmsr_x86_64"(void *env)
     uint64_t real_read_cr "__real_helper_read_crN_x86_64"(void *env, int reg)

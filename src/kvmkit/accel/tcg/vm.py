@@ -203,8 +203,11 @@ class TcgVm:
     # State.
 
     def get(self, name: str) -> bytes:
+        tsc: uint64_t = 0
+        now: int64_t = 0
         if name == "clock":
-            return self.cpu.clock.get(monotonic())
+            self.cpu.sample(cython.address(tsc), cython.address(now))
+            return self.cpu.clock.get(tsc, now)
         if name not in ("pic_master", "pic_slave", "ioapic", "pit"):
             raise KeyError(name)
         pthread_mutex_lock(cython.address(self.cpu.mutex))
@@ -214,10 +217,13 @@ class TcgVm:
             pthread_mutex_unlock(cython.address(self.cpu.mutex))
 
     def set(self, name: str, data: bytes) -> None:
+        tsc: uint64_t = 0
+        now: int64_t = 0
         if name in VM_STATE and len(data) != VM_STATE[name]:
             raise BadInput(f"tcg: {name} state is {VM_STATE[name]} bytes, not {len(data)}")
         if name == "clock":
-            self.cpu.clock.set(data, monotonic())
+            self.cpu.sample(cython.address(tsc), cython.address(now))
+            self.cpu.clock.set(data, tsc, now)
             return
         if name not in ("pic_master", "pic_slave", "ioapic", "pit"):
             raise KeyError(name)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvmkit.bus.pc import ACPI_TABLES, ACPI_TABLES_END
 from kvmkit.errors import BadInput
 
 from . import dsdt, tables
 from .dsdt import MmioDevice
+
+if TYPE_CHECKING:
+    from .pci import PciHost
 
 __all__ = ["AcpiTables", "MmioDevice", "build"]
 
@@ -32,11 +36,13 @@ def build(
     virtio_mmio: Sequence[MmioDevice] = (),
     keyboard: bool = False,
     i8042: bool = True,
+    pci: PciHost | None = None,
 ) -> AcpiTables:
     """The tables of a machine with `cpus` vCPUs and the given (first port, interrupt) of each 16550.
 
-    `keyboard` describes a PS/2 keyboard; `i8042` says that its controller is there, if only for its reset line.
-    Everything lies in ACPI_TABLES..ACPI_TABLES_END. Raises BadInput for what can't be described.
+    `keyboard` describes a PS/2 keyboard; `i8042` says that its controller is there, if only for its reset line; `pci`
+    describes a PCI Express host bridge. Everything lies in ACPI_TABLES..ACPI_TABLES_END. Raises BadInput for what
+    can't be described.
     """
     _check(cpus, serial, virtio_mmio)
     blobs: list[tuple[int, bytes]] = []
@@ -50,9 +56,11 @@ def build(
         return address
 
     # Revision 2: integers have 64 bits.
-    dsdt_at = place(tables.table(b"DSDT", 2, dsdt.code(cpus, serial, virtio_mmio, keyboard=keyboard)))
+    dsdt_at = place(tables.table(b"DSDT", 2, dsdt.code(cpus, serial, virtio_mmio, keyboard=keyboard, pci=pci)))
     facs_at = place(tables.facs())
     listed = [place(tables.fadt(dsdt_at, facs_at, i8042=i8042)), place(tables.madt(cpus))]
+    if pci is not None:
+        listed.append(place(pci.mcfg()))
     blobs.append((ACPI_TABLES, tables.rsdp(place(tables.xsdt(listed)))))
     if at > ACPI_TABLES_END:
         raise BadInput(f"{cpus} vCPUs and {len(virtio_mmio)} devices are more than the ACPI tables have room for")

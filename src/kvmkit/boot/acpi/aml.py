@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from uuid import UUID
 
 Value = int | str | bytes
 """A number, a string, or AML that is already encoded."""
@@ -63,6 +64,62 @@ def data(value: Value) -> bytes:
     return b"\x0e" + value.to_bytes(8, "little")
 
 
+# Expressions and statements. An operand is a number, or AML such as a name or another expression.
+
+ARG0, ARG1, ARG2, ARG3 = (bytes([0x68 + i]) for i in range(4))
+LOCAL0 = b"\x60"
+
+
+def buffer(content: bytes) -> bytes:
+    """Buffer () { content }."""
+    return b"\x11" + _package(data(len(content)) + content)
+
+
+def uuid(text: str) -> bytes:
+    """ToUUID (text): a buffer of 16 bytes, the first three fields little-endian."""
+    return buffer(UUID(text).bytes_le)
+
+
+def dword_field(source: bytes, offset: int, path: str) -> bytes:
+    """CreateDWordField (source, offset, path): a name for 32 bits of a buffer."""
+    return b"\x8a" + source + data(offset) + name_string(path)
+
+
+def store(value: Value, target: bytes) -> bytes:
+    """Store (value, target)."""
+    return b"\x70" + data(value) + target
+
+
+def bits_and(left: Value, right: Value, target: bytes = b"\0") -> bytes:
+    """And (left, right, target)."""
+    return b"\x7b" + data(left) + data(right) + target
+
+
+def bits_or(left: Value, right: Value, target: bytes = b"\0") -> bytes:
+    """Or (left, right, target)."""
+    return b"\x7d" + data(left) + data(right) + target
+
+
+def equal(left: Value, right: Value) -> bytes:
+    """LEqual (left, right)."""
+    return b"\x93" + data(left) + data(right)
+
+
+def negated(value: bytes) -> bytes:
+    """LNot (value)."""
+    return b"\x92" + value
+
+
+def if_(condition: bytes, *terms: bytes) -> bytes:
+    """If (condition) { terms }."""
+    return b"\xa0" + _package(condition + b"".join(terms))
+
+
+def else_(*terms: bytes) -> bytes:
+    """Else { terms }, right after an If."""
+    return b"\xa1" + _package(b"".join(terms))
+
+
 def eisa_id(text: str) -> bytes:
     """EISAID ("PNP0501"): three letters and four hexadecimal digits in 32 bits."""
     letters, number = text[:3], int(text[3:], 16)
@@ -88,8 +145,7 @@ def name_string(path: str) -> bytes:
 
 def resource_template(*descriptors: bytes) -> bytes:
     """ResourceTemplate () { descriptors }: a buffer that ends with an end tag."""
-    content = b"".join(descriptors) + b"\x79\0"  # a checksum of zero stands for none
-    return b"\x11" + _package(data(len(content)) + content)
+    return buffer(b"".join(descriptors) + b"\x79\0")  # a checksum of zero stands for none
 
 
 def io(first: int, count: int, align: int = 1) -> bytes:
@@ -105,6 +161,19 @@ def irq(*lines: int) -> bytes:
 def memory32_fixed(base: int, size: int) -> bytes:
     """Memory32Fixed (ReadWrite, base, size)."""
     return struct.pack("<BHBII", 0x86, 9, 1, base, size)
+
+
+def bus_numbers(first: int, last: int) -> bytes:
+    """WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode, 0, first, last, 0, count)."""
+    return struct.pack("<BHBBBHHHHH", 0x88, 13, 2, 0x0C, 0, 0, first, last, 0, last - first + 1)
+
+
+def memory_window(first: int, last: int) -> bytes:
+    """DWordMemory, or QWordMemory above 4 GiB: (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable,
+    ReadWrite, 0, first, last, 0, count): what a bridge passes on."""
+    if last >> 32:
+        return struct.pack("<BHBBBQQQQQ", 0x8A, 43, 0, 0x0C, 1, 0, first, last, 0, last - first + 1)
+    return struct.pack("<BHBBBIIIII", 0x87, 23, 0, 0x0C, 1, 0, first, last, 0, last - first + 1)
 
 
 def interrupt(gsis: Sequence[int], *, level: bool = False, active_low: bool = False, shared: bool = False) -> bytes:

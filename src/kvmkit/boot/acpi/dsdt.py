@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvmkit.bus.pc import I8042_COMMAND, I8042_DATA, RTC_IRQ, RTC_PORT, SLEEP_S5
 
 from . import aml
+
+if TYPE_CHECKING:
+    from .pci import PciHost
 
 KEYBOARD_IRQ = 1
 
@@ -24,7 +28,14 @@ class MmioDevice:
     level: bool = False
 
 
-def code(cpus: int, serial: Sequence[tuple[int, int]], virtio_mmio: Sequence[MmioDevice], *, keyboard: bool) -> bytes:
+def code(
+    cpus: int,
+    serial: Sequence[tuple[int, int]],
+    virtio_mmio: Sequence[MmioDevice],
+    *,
+    keyboard: bool,
+    pci: PciHost | None = None,
+) -> bytes:
     """The table's AML, without its header."""
     devices = [_processor(index) for index in range(cpus)]
     devices += [_serial(index, port, irq) for index, (port, irq) in enumerate(serial)]
@@ -39,6 +50,10 @@ def code(cpus: int, serial: Sequence[tuple[int, int]], virtio_mmio: Sequence[Mmi
         resources = aml.resource_template(aml.io(I8042_DATA, 1), aml.io(I8042_COMMAND, 1), aml.irq(KEYBOARD_IRQ))
         devices.append(aml.device("KBD", aml.name("_HID", aml.eisa_id("PNP0303")), aml.name("_CRS", resources)))
     devices += [_virtio(index, device) for index, device in enumerate(virtio_mmio)]
+    if pci is not None:
+        from .pci import devices as pci_devices
+
+        devices += pci_devices(pci)
     return aml.name("\\_S5", aml.package(SLEEP_S5, SLEEP_S5, 0, 0)) + aml.scope("\\_SB", *devices)
 
 

@@ -1,0 +1,165 @@
+"""The board's virtio devices, behind the transport the spec chose: virtio-mmio at fixed places, or slots of PCI."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kvmkit.bus import AddressSpace, pc
+from kvmkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from kvmkit.accel import VirtualMachine
+    from kvmkit.boot.acpi import MmioDevice
+    from kvmkit.machine.spec import MachineSpec
+    from kvmkit.memory import GuestMemory
+    from kvmkit.pci import HostBridge
+    from kvmkit.virtio.blk import Blk
+    from kvmkit.virtio.device import VirtioDevice
+    from kvmkit.virtio.mmio import MmioTransport
+    from kvmkit.virtio.pci import PciTransport
+
+PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
+MMIO_DRIVER = "CONFIG_VIRTIO_MMIO (virtio_mmio)"
+
+
+class VirtioDevices:
+    """Made before the vCPUs; `close` after them and before the VM. A machine without such devices loads none of it."""
+
+    devices: list[VirtioDevice]
+    disks: list[Blk]
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        memory: GuestMemory,
+        vm: VirtualMachine,
+        mmio: AddressSpace,
+        pci: HostBridge | None,
+        log: Callable[[str], None] | None,
+    ) -> None:
+        self.devices = []
+        self.disks = []
+        self._transports: list[MmioTransport | PciTransport] = []
+        self._pci = pci
+        self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
+        try:
+            self._add_disks(spec)
+            self._add_scsi(spec)
+            if spec.rng:
+                from kvmkit.virtio.rng import Rng
+
+                self._add(Rng(memory, log=log))
+        except BaseException:
+            self.close()
+            raise
+
+    def _add_disks(self, spec: MachineSpec) -> None:
+        if not spec.disks:
+            return
+        from kvmkit.block.file import DiskFile
+        from kvmkit.virtio.blk import Blk
+
+        for number, disk in enumerate(spec.disks):
+            file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct)
+            try:
+                blk = Blk(
+                    self._memory,
+                    file,
+                    name=f"disk {disk.path}",
+                    serial=disk.serial or f"kvmkit-{string.ascii_lowercase[number % 26]}",
+                    queues=disk.queues or min(spec.cpus, 8),
+                    log=self._log,
+                )
+            except BaseException:
+                file.close()
+                raise
+            self.disks.append(blk)
+            self._add(blk)
+
+    def _add_scsi(self, spec: MachineSpec) -> None:
+        if not spec.scsi:
+            return
+        from kvmkit.block.file import DiskFile
+        from kvmkit.virtio.scsi.cdrom import CdRom
+        from kvmkit.virtio.scsi.device import Scsi
+        from kvmkit.virtio.scsi.disk import Disk
+        from kvmkit.virtio.scsi.medium import FileMedium
+        from kvmkit.virtio.scsi.target import Targets
+
+        targets = Targets()
+        media: list[FileMedium] = []
+        try:
+            for number, unit in enumerate(spec.scsi):
+                medium = FileMedium(DiskFile(unit.path, readonly=unit.readonly or unit.cdrom))
+                media.append(medium)
+                serial = unit.serial or f"kvmkit-scsi{number}"
+                physical = medium.file.physical
+                made = (
+                    CdRom(medium, serial=serial) if unit.cdrom else Disk(medium, serial=serial, physical_bytes=physical)
+                )
+                targets.add(number, 0, made)
+            scsi = Scsi(self._memory, targets, log=self._log, owned=tuple(medium.close for medium in media))
+        except BaseException:
+            for medium in media:
+                medium.close()
+            raise
+        self._add(scsi)
+
+    def _add(self, device: VirtioDevice) -> None:
+        self.devices.append(device)
+        if self._pci is not None:
+            from kvmkit.virtio.pci import PciTransport
+
+            self._transports.append(PciTransport(device, self._pci))
+            return
+        from kvmkit.virtio.mmio import SIZE, MmioTransport
+
+        index = len(self._transports)
+        if index >= len(pc.VIRTIO_MMIO_GSIS):
+            raise BadInput(f"more than {len(pc.VIRTIO_MMIO_GSIS)} virtio devices: this board has no place for them")
+        base = pc.VIRTIO_MMIO + index * pc.VIRTIO_MMIO_SIZE
+        transport = MmioTransport(device, self._vm, base, pc.VIRTIO_MMIO_GSIS[index])
+        self._transports.append(transport)
+        self._mmio.add(base, SIZE, transport)
+
+    def described(self) -> list[MmioDevice]:
+        """For the ACPI tables; nothing where the guest finds them by itself."""
+        if not self._transports or self._pci is not None:
+            return []
+        from kvmkit.boot.acpi import MmioDevice
+        from kvmkit.virtio.mmio import MmioTransport
+
+        pages = [transport for transport in self._transports if isinstance(transport, MmioTransport)]
+        return [
+            MmioDevice(uid=index, base=page.base, size=pc.VIRTIO_MMIO_SIZE, gsi=page.gsi)
+            for index, page in enumerate(pages)
+        ]
+
+    def undriven(self) -> list[str]:
+        """For each device that no driver of the guest's has taken into use: which one, and what that needs."""
+        bus = MMIO_DRIVER if self._pci is None else PCI_DRIVER
+        return [
+            f"the guest has not taken {device.name} into use: its kernel needs {device.driver} and {bus}"
+            for device in self.devices
+            if not device.driven
+        ]
+
+    def hold(self) -> None:
+        """Come back when no device touches guest memory. No vCPU may be running."""
+        for device in self.devices:
+            device.hold()
+
+    def release(self) -> None:
+        for device in self.devices:
+            device.release()
+
+    def close(self) -> None:
+        for transport in self._transports:
+            transport.close()
+        self._transports = []
+        for device in self.devices:
+            device.close()
+        self.devices = []
+        self.disks = []

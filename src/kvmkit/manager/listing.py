@@ -1,0 +1,85 @@
+"""One VM as `kvmkit ps` and `kvmkit inspect` show it: from its directory and /proc, without asking its process.
+
+So that a process that hangs hangs nobody else, and fifty are listed in the time of one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from kvmkit.manager.home import Home, homes
+from kvmkit.manager.record import Ended, Record, process_stat
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """Sizes are bytes, times seconds; `started` and `created` of the epoch. Numbers of a VM that runs; else 0."""
+
+    name: str
+    state: str
+    """created, starting, running, paused, stopping, stopped, failed, died."""
+    engine: str = ""
+    pid: int = 0
+    cpus: int = 0
+    cpu_seconds: float = 0.0
+    cpu_percent: float = 0.0
+    """Of one host CPU, on average since the start."""
+    memory_used: int = 0
+    """What the VM's process has in memory, the guest's RAM included."""
+    memory_given: int = 0
+    uptime: float = 0.0
+    created: float = 0.0
+    started: float = 0.0
+    foreground: bool = False
+    ended: Ended | None = None
+
+
+LIVE = ("starting", "running", "paused", "stopping")
+
+
+def rows(*, everything: bool) -> list[Row]:
+    """All VMs, or those that run."""
+    found = [row(home) for home in homes()]
+    return [each for each in found if everything or each.state in LIVE]
+
+
+def row(home: Home) -> Row:
+    noted = home.look()
+    result = Row(
+        name=home.name,
+        state=state(noted),
+        engine=noted.engine,
+        cpus=noted.cpus,
+        memory_given=noted.memory,
+        created=noted.created,
+        started=noted.started,
+        foreground=noted.foreground,
+        ended=noted.ended,
+    )
+    if result.state in LIVE and noted.pid:
+        _measure(result, noted)
+    return result
+
+
+def state(noted: Record) -> str:
+    """The word for a record that `Home.look` gave."""
+    if noted.state != "ended" or noted.ended is None:
+        return noted.state
+    if noted.ended.reason == "died":
+        return "died"
+    return "stopped" if noted.ended.wanted else "failed"
+
+
+def _measure(result: Row, noted: Record) -> None:
+    fields = process_stat(noted.pid)
+    if not fields or int(fields[19]) != noted.ticks:
+        return
+    ticks = os.sysconf("SC_CLK_TCK")
+    result.pid = noted.pid
+    result.cpu_seconds = (int(fields[11]) + int(fields[12])) / ticks
+    result.memory_used = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    alive = time.clock_gettime(time.CLOCK_BOOTTIME) - noted.ticks / ticks
+    result.uptime = max(time.time() - noted.started, 0.0)
+    result.cpu_percent = round(100 * result.cpu_seconds / alive, 1) if alive > 0 else 0.0

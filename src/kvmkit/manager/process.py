@@ -1,0 +1,167 @@
+"""The process of a VM in the background: `python -m kvmkit.manager.process NAME READY-FD`.
+
+It tells on READY-FD, in one JSON line, whether the VM was started; its standard error is the VM's vmm.log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvmkit.guest.client import AgentClient
+    from kvmkit.guest.command import Command
+    from kvmkit.manager.record import Ended
+    from kvmkit.manager.vmm import Vmm
+
+TERMINATED_SECONDS = 10.0
+"""For the guest to power off when this process is sent SIGTERM, as at a host's shutdown."""
+
+
+def main(argv: list[str]) -> int:
+    name, ready = argv[1], int(argv[2])
+    if os.fork():  # whoever started this need not wait for it, nor leave a zombie
+        os._exit(0)
+    began = time.monotonic_ns()
+    import faulthandler
+
+    from kvmkit.errors import KvmkitError
+
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # its threads, to the log, when it seems to hang
+    os.chdir("/")
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(ignored, signal.SIG_IGN)
+    try:
+        vmm, run = _start(name, began)
+    except (KvmkitError, OSError, MemoryError) as error:
+        _tell(ready, {"error": str(error) or type(error).__name__, "status": getattr(error, "exit_status", 1)})
+        return 1
+    _tell(ready, {"ok": True})
+    ended = run()
+    vmm.finish(ended)
+    return 0
+
+
+def _tell(ready: int, answer: dict[str, object]) -> None:
+    import msgspec
+
+    try:
+        os.write(ready, msgspec.json.encode(answer) + b"\n")
+        os.close(ready)
+    except OSError:
+        pass  # whoever started this has gone
+
+
+def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its run), for main alone
+    from kvmkit.manager import files, home, spec
+    from kvmkit.manager.vmm import Vmm
+
+    own = home.open_home(name)
+    wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
+    vmm = Vmm(own, wanted.machine(), with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+    signals = _signals()
+    vmm.server.watch(signals, lambda events: _terminated(vmm, signals))
+    job = Job(vmm, list(wanted.command)) if wanted.command else None
+    vmm.start()
+
+    def run() -> Ended:
+        ended = vmm.serve()
+        return job.judge(ended) if job is not None else ended
+
+    return vmm, run
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"warning: {text}\n")
+
+
+def _signals() -> int:
+    """A descriptor that can be read when SIGTERM came."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    return reading
+
+
+def _terminated(vmm: Vmm, signals: int) -> None:
+    os.read(signals, 64)
+    if vmm.stopping:
+        vmm.kill("terminated (SIGTERM)")
+        return
+    vmm.stopping = "terminated (SIGTERM)"
+    vmm.stop(TERMINATED_SECONDS)
+
+
+class Job:
+    """The spec's command: its output goes to the console's log, and the VM ends with it."""
+
+    def __init__(self, vmm: Vmm, argv: list[str]) -> None:
+        from kvmkit.manager.tasks import AGENT_SECONDS
+
+        self._vmm = vmm
+        self._argv = argv
+        self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._command: Command | None = None
+        self._until = time.monotonic() + AGENT_SECONDS
+        self._ended: Ended | None = None
+        vmm.server.watch(self._reading, lambda events: self._take_output())
+        vmm.server.after_each_turn(self._look)
+
+    def _take_output(self) -> None:
+        self._output()
+
+    def _output(self) -> bool:
+        try:
+            data = os.read(self._reading, 1 << 16)
+        except BlockingIOError:
+            return False
+        if data:
+            self._vmm.tap(data)
+        return bool(data)
+
+    def _look(self, now: float) -> float | None:
+        client: AgentClient = self._vmm.client
+        if self._ended is not None:
+            return None
+        if self._command is None:
+            if client.broken is not None:
+                self._over("no agent", 1, str(client.broken))
+            elif client.greeted:
+                self._command = client.start(self._argv, stdout=self._writing, stderr=self._writing)
+                return now
+            elif now >= self._until:
+                self._over("no agent", 1, "the guest's agent does not answer")
+            return self._until
+        if self._command.error is not None:
+            self._over("command lost", 1, str(self._command.error))
+        elif self._command.done:
+            assert self._command.status is not None
+            self._over("command ended", self._command.status, "")
+        return None
+
+    def _over(self, reason: str, status: int, detail: str) -> None:
+        from kvmkit.manager.record import Ended
+
+        while self._output():
+            pass
+        self._ended = Ended(reason=reason, status=status, detail=detail, wanted=reason == "command ended")
+        self._vmm.machine.stop(reason)
+
+    def judge(self, ended: Ended) -> Ended:
+        """The command's end where it is the reason of the VM's."""
+        if self._ended is not None:
+            return self._ended
+        while self._output():
+            pass
+        if ended.wanted and not self._vmm.stopping and ended.reason != "debug exit":
+            ended.status, ended.wanted = 1, False
+            ended.detail = f"before {self._argv[0]} ended"
+        return ended
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,188 @@
+"""What a VM is to be, as its user says it: by flags, a TOML or JSON file, or from Python. Kept as vm.json."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from kvmkit.errors import BadInput
+from kvmkit.machine.spec import Disk, ScsiDisk
+
+if TYPE_CHECKING:
+    from kvmkit.guest.images import GuestImage
+    from kvmkit.guest.progress import Progress
+    from kvmkit.machine import MachineSpec
+
+DEFAULT_IMAGE = "debian"
+BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
+
+
+class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A VM. All fields may be left away: it is then the image `debian` with 512 MiB and one vCPU."""
+
+    name: Annotated[str, Meta(description="the VM's name; none: one that is free")] = ""
+    image: Annotated[str, Meta(description="the guest image; none, and no kernel: debian")] = ""
+    kernel: Annotated[str, Meta(description="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")] = ""
+    initrd: Annotated[tuple[str, ...], Meta(description="initramfs files, with `kernel`")] = ()
+    append: Annotated[str | None, Meta(description="more kernel parameters; with `kernel` alone, all of them")] = None
+    accel: Annotated[Literal["auto", "kvm", "tcg"], Meta(description="the engine")] = "auto"
+    cpu: Annotated[str, Meta(description="CPU model, as `kvmkit cpu list` names them")] = "max"
+    cpus: Annotated[int, Meta(description="vCPUs", ge=1, le=4096)] = 1
+    nested: Annotated[bool | None, Meta(description="whether the guest may run VMs; none: as the model has it")] = None
+    transport: Annotated[Literal["mmio", "pci"], Meta(description="how the guest finds its devices")] = "mmio"
+    memory: Annotated[str | int, Meta(description='guest RAM, such as "512M" or "2G"; a number is MiB')] = "512M"
+    hugepages: Annotated[
+        Literal["", "default", "2M", "1G", "transparent"], Meta(description="guest RAM on huge pages of this size")
+    ] = ""
+    memory_path: Annotated[str, Meta(description="guest RAM in a file here, such as /dev/hugepages")] = ""
+    preallocate: Annotated[bool, Meta(description="have all of guest RAM before the guest starts")] = False
+    disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
+    scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
+    rng: Annotated[bool, Meta(description="entropy from the host")] = False
+    command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
+    console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
+    debug_exit: Annotated[bool, Meta(description="a write to port 0xf4 ends the VM")] = False
+    reboot: Annotated[bool, Meta(description="a guest that resets starts again; without it, that ends the VM")] = True
+    timeout: Annotated[float | None, Meta(description="end the VM after so many seconds")] = None
+
+    @property
+    def alone(self) -> bool:
+        """A kernel of the user's own, of which nothing is known."""
+        return bool(self.kernel) and not self.image and not self.command
+
+    @property
+    def with_agent(self) -> bool:
+        """Whether kvmkit's agent is to be in the guest."""
+        return not self.alone and not self.console
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
+        from kvmkit.accel import cpuid
+        from kvmkit.machine import parse_size
+        from kvmkit.manager import names
+        from kvmkit.memory import backing
+
+        if self.name:
+            names.check(self.name)
+        if self.console and self.command:
+            raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
+        parse_size(str(self.memory))
+        cpuid.parse(self.cpu)
+        if self.hugepages:
+            backing.check_choice(self.hugepages)
+        for disk in self.disks:
+            disk.check()
+        if self.initrd and not self.kernel:
+            raise BadInput("--initrd goes with --kernel: an image has its own")
+        if self.image and not self.alone:
+            check_image(self.image)
+
+    def absolute(self, base: Path | None = None) -> VmSpec:
+        """The same with whole paths, which were relative to `base` (default: the current directory)."""
+        base = base or Path.cwd()
+        return msgspec.structs.replace(
+            self,
+            kernel=os.path.join(base, self.kernel) if self.kernel else "",
+            memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
+            initrd=tuple(os.path.join(base, path) for path in self.initrd),
+            disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
+        )
+
+    def changed(self, names: Iterable[str]) -> dict[str, Any]:
+        """The fields of those names."""
+        return {name: getattr(self, name) for name in names}
+
+    def machine(self, progress: Progress | None = None, *, attached: bool = False) -> MachineSpec:
+        """The machine, with the image built if it is not there. `attached`: the console is on this terminal."""
+        from kvmkit.accel.choose import choose
+        from kvmkit.machine import MachineSpec, parse_size
+        from kvmkit.memory import backing
+
+        self.check()
+        choose(self.accel)
+        backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
+        kernel, initrd, append = self.kernel, self.initrd, self.append or ""
+        if self.alone:
+            if self.append is None and not is_multiboot(kernel):
+                append = BARE_KERNEL_APPEND
+        else:
+            parameters = ["console=ttyS0", "panic=-1"]
+            if not (kernel and initrd and not self.image):
+                image = find_image(self.image or DEFAULT_IMAGE, progress)
+                kernel = kernel or str(image.kernel)
+                initrd = initrd or (str(image.initrd),)
+                parameters.append(image.append)
+            parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
+            append = " ".join([*parameters, append]).strip()
+        spec = MachineSpec(
+            kernel=kernel,
+            initrd=initrd,
+            append=append,
+            accel=self.accel,
+            cpu=self.cpu,
+            cpus=self.cpus,
+            memory=parse_size(str(self.memory)),
+            hugepages=self.hugepages,
+            memory_path=self.memory_path,
+            preallocate=self.preallocate,
+            nested=self.nested,
+            transport=self.transport,
+            disks=self.disks,
+            scsi=self.scsi,
+            rng=self.rng,
+            console="attach" if attached else "log",
+            debug_exit=self.debug_exit,
+            reboot=self.reboot,
+            timeout=self.timeout,
+        )
+        spec.check()
+        return spec
+
+
+def is_multiboot(kernel: str) -> bool:
+    """Its command line is its own business: nothing is put there that was not asked for."""
+    from kvmkit.boot import multiboot
+
+    try:
+        with open(kernel, "rb") as file:
+            return multiboot.find(file.read(multiboot.SEARCH)) is not None
+    except OSError:
+        return False  # said in full when it is loaded
+
+
+def check_image(name: str) -> None:
+    from kvmkit.guest import images
+
+    if name not in images.NAMES:
+        known = ", ".join(images.NAMES)
+        raise BadInput(f"no guest image {name!r}, known: {known}; a command goes after --: kvmkit run -- {name}")
+
+
+def find_image(name: str, progress: Progress | None = None) -> GuestImage:
+    """The guest image; its first build shows its progress."""
+    from kvmkit.guest import images
+    from kvmkit.guest.progress import Shown
+
+    check_image(name)
+    if progress is not None:
+        return images.ensure(name, progress)
+    with Shown() as shown:
+        return images.ensure(name, shown)
+
+
+def encode(spec: VmSpec) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(spec)) + b"\n"
+
+
+def decode(data: bytes, where: str) -> VmSpec:
+    """BadInput, which names the field, for what is none."""
+    try:
+        return msgspec.json.decode(data, type=VmSpec)
+    except msgspec.DecodeError as error:
+        raise BadInput(f"{where}: {error}") from None

@@ -1,0 +1,301 @@
+"""A VM's process: the machine, its agent, its console, its record and its control socket, served by one loop.
+
+    vmm = Vmm(home, spec, machine_spec)     # claims the directory, loads the kernel, listens
+    vmm.start()
+    vmm.finish(vmm.serve())                 # in the foreground, cli.session runs a command in between
+
+Everything here is one thread's, but for the console, which the machine's threads write.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kvmkit.errors import BadInput, KvmkitError
+from kvmkit.guest.client import AgentClient, AgentGone, Woken
+from kvmkit.guest.protocol import ProtocolError
+from kvmkit.machine import Machine, State
+from kvmkit.manager import events, outcome, record, tasks, wire
+from kvmkit.manager.console import ConsoleTap, RotatingLog
+from kvmkit.manager.home import CONSOLE, SOCKET, Home
+from kvmkit.manager.record import Ended
+from kvmkit.manager.server import Peer, Server, Task
+from kvmkit.manager.wire import Request
+
+if TYPE_CHECKING:
+    from kvmkit.guest.command import Command
+    from kvmkit.machine import MachineSpec
+
+STOP_SECONDS = 30.0
+"""How long a guest may take to power off when it is asked to."""
+GRACE_SECONDS = 1.0
+"""Between SIGHUP and SIGKILL for a command whose client has gone."""
+
+
+class Vmm:
+    """`home` becomes this process's: Busy when the VM runs already. Raises what `Machine` raises, and HostError.
+
+    `console_in`: where the console's input comes from; -1: from those who attach.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        spec: MachineSpec,
+        *,
+        with_agent: bool = True,
+        foreground: bool = False,
+        console_in: int = -1,
+        warn: Callable[[str], None] | None = None,
+        started_ns: int | None = None,
+    ) -> None:
+        home.claim()
+        self.home = home
+        self.with_agent = with_agent
+        self.noted = home.load()
+        self._own_keys = console_in < 0
+        self._keys, self._keyboard = os.pipe2(os.O_CLOEXEC) if self._own_keys else (console_in, -1)
+        self._stop_at: float | None = None
+        self._orphans: list[tuple[Command, float]] = []
+        self._boots = 1
+        self.stopping = ""
+        """Why it is to end, when somebody here wants it."""
+        self.finished = False
+        try:
+            record.begin(self.noted)
+            self.noted.foreground = foreground
+            self.noted.memory, self.noted.cpus = spec.memory, spec.cpus
+            home.store(self.noted)
+            if self._own_keys:
+                os.set_blocking(self._keyboard, False)
+            self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
+            self.machine = Machine(spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns)
+            self.server = Server(wire.listen(home.directory, SOCKET), self._act)
+        except BaseException as error:
+            self._not_started(error)
+            raise
+        self.client = AgentClient(self.machine.agent_fd, wake=self.machine.ended_fd)
+        self.client.companion = self.server
+        self.server.after_each_turn(self._look)
+
+    def _disk_full(self, why: str) -> None:
+        events.note(self.home.current_name(), "log lost", f"can't write the console's log: {why}")
+
+    def _not_started(self, error: BaseException) -> None:
+        if hasattr(self, "machine"):
+            self.machine.close()
+        self._close_files()
+        self.noted.state = "ended"
+        self.noted.ended = Ended(
+            reason="not started", status=getattr(error, "exit_status", 1), detail=str(error), at=time.time(),
+            wanted=False,
+        )  # fmt: skip
+        try:
+            self.home.store(self.noted)
+        except OSError:
+            pass
+
+    # Its life.
+
+    def start(self) -> None:
+        self.machine.start()
+        self.noted.engine = self.machine.stats.accel
+        self._note("running", "started", self.noted.engine)
+
+    def _note(self, state: str, event: str = "", detail: str = "") -> None:
+        self.noted.state = state
+        try:
+            self.home.store(self.noted)
+        except OSError:
+            pass  # a full disk: the VM goes on, and its old record is whole
+        if event:
+            events.note(self.home.current_name(), event, detail)
+
+    def serve(self) -> Ended:
+        """Run the loop until the machine has ended."""
+        while True:
+            try:
+                self.client.turn()
+            except Woken:
+                break
+            except (AgentGone, ProtocolError) as error:
+                if not self._restarted():
+                    self.client.give_up(error)
+        end = self.machine.wait()
+        assert end is not None
+        ended = outcome.judge(self.machine, end)
+        if self.stopping:
+            ended.reason, ended.wanted = self.stopping, True
+        return ended
+
+    def finish(self, ended: Ended) -> None:
+        """Take everything down, and note how it ended. What goes when it ends, goes."""
+        if self.finished:
+            return
+        self.finished = True
+        ended.at = ended.at or time.time()
+        if self.noted.state not in ("stopping", "ended"):
+            self.noted.state = "stopping"
+        self.machine.close()
+        self.noted.ended = ended
+        self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
+        self.server.finish(
+            {"reason": ended.reason, "status": ended.status, "detail": ended.detail, "wanted": ended.wanted}
+        )
+        try:
+            os.unlink(SOCKET, dir_fd=self.home.directory)
+        except OSError:
+            pass
+        self._close_files()
+        if self.noted.temporary:
+            self.home.discard()
+
+    def _close_files(self) -> None:
+        if hasattr(self, "tap"):
+            self.tap.close()
+        if self._own_keys:
+            os.close(self._keys)
+            os.close(self._keyboard)
+            self._own_keys = False
+
+    def _restarted(self) -> bool:
+        """Whether the guest has begun anew since this was asked last; its agent is a new one then."""
+        if self.machine.boots == self._boots or self.machine.boots == 0:
+            return False
+        self._boots = self.machine.boots
+        self.client.restart()
+        events.note(self.home.current_name(), "rebooted")
+        return True
+
+    def _look(self, now: float) -> float | None:
+        """After each turn of the loop."""
+        self._restarted()
+        moments = []
+        if self._stop_at is not None:
+            if now >= self._stop_at:
+                self._stop_at = None
+                self.machine.stop("it did not power off in time")
+            else:
+                moments.append(self._stop_at)
+        for orphan in list(self._orphans):
+            command, moment = orphan
+            if command.status is not None or command.error is not None:
+                self._orphans.remove(orphan)
+            elif now >= moment:
+                self.client.signal(command, 9)
+                self._orphans.remove(orphan)
+            else:
+                moments.append(moment)
+        return min(moments, default=None)
+
+    def _orphan(self, command: Command) -> None:
+        self._orphans.append((command, time.monotonic() + GRACE_SECONDS))
+
+    # What is asked of it.
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Ask the guest to power off, by its agent or its power button, and end it when `seconds` are over."""
+        if self.machine.state is State.PAUSED:
+            self.machine.resume()
+        self.stopping = self.stopping or "stopped"
+        self._note("stopping")
+        if self.client.greeted and self.client.broken is None:
+            self.client.ask_poweroff()
+        else:
+            try:
+                self.machine.press_power_button()
+            except KvmkitError:
+                pass  # it is ending
+        until = time.monotonic() + max(seconds, 0.0)
+        self._stop_at = until if self._stop_at is None else min(self._stop_at, until)
+
+    def kill(self, why: str = "killed") -> None:
+        """Pull the plug."""
+        self.stopping = why
+        self._note("stopping")
+        self.machine.stop(why)
+
+    def type(self, keys: bytes) -> None:
+        """Keys for the guest's console. What it takes no more of is lost, as on a real line."""
+        try:
+            os.write(self._keyboard, keys)
+        except BlockingIOError:
+            pass
+
+    def pause(self) -> None:
+        self.machine.pause()
+        if self.noted.state == "running":
+            self._note("paused", "paused")
+
+    def resume(self) -> None:
+        self.machine.resume()
+        if self.noted.state == "paused":
+            self._note("running", "resumed")
+
+    def numbers(self) -> dict[str, Any]:
+        """What `kvmkit stats` and `kvmkit inspect` show of it."""
+        report = self.machine.report()
+        times = os.times()
+        return {
+            "time": time.time(),
+            "state": self.noted.state,
+            "agent": self.client.greeted and self.client.broken is None,
+            "engine": report.accel,
+            "uptime_seconds": time.time() - self.noted.started,
+            "cpu_seconds": times.user + times.system,
+            "memory_given_bytes": self.noted.memory,
+            "memory_used_bytes": resident(),
+            "exits": report.exits,
+            "console_readers": self.tap.readers,
+            "boots": self.machine.boots,
+        }
+
+    def _check_agent(self) -> None:
+        if not self.with_agent:
+            raise KvmkitError("its guest has no agent of kvmkit's: it runs a kernel alone, or was given --console")
+        if self.client.broken is not None:
+            raise self.client.broken
+
+    def _act(self, peer: Peer, request: Request) -> Task | None:
+        match request.verb:
+            case "exec":
+                self._check_agent()
+                return tasks.Exec(peer, self.client, request, self._orphan)
+            case "ready":
+                self._check_agent()
+                return tasks.Ready(peer, self.client, request.timeout)
+            case "console":
+                if not self._own_keys:
+                    raise KvmkitError("its console is on the terminal that `kvmkit run` was called from")
+                peer.say({"ok": True})
+                peer.raw = True
+                return tasks.Console(peer, self.tap, self._keyboard)
+            case "stats" if request.every is not None:
+                return tasks.Stats(peer, request.every, self.numbers)
+            case "stats":
+                peer.say(self.numbers())
+                return None
+            case "stop" | "kill" | "wait":
+                if request.verb == "stop":
+                    self.stop(STOP_SECONDS if request.timeout is None else request.timeout)
+                elif request.verb == "kill":
+                    self.kill()
+                peer.say({"ok": True})
+                return tasks.Wait(peer)
+            case "pause":
+                self.pause()
+            case "resume":
+                self.resume()
+            case _:
+                raise BadInput(f"this VM's process knows no {request.verb[:40]!r}: it is of another version of kvmkit")
+        peer.say({"ok": True})
+        return None
+
+
+def resident() -> int:
+    """Bytes of memory this process has now, guest RAM included. Source: proc_pid_statm(5)."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
