@@ -287,11 +287,15 @@ def test_the_pages_line_with_a_disk_and_a_kernel(tmp_path: Path) -> None:
     script = b"\x1b[1;1Recho size $(cat /sys/block/vda/size) end; poweroff -f\n"
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env=environment) as guest:  # fmt: skip
+        assert guest.stdin is not None
+        assert guest.stdout is not None
+        said = b""
+        while b"\x1b[6n" not in said and (data := os.read(guest.stdout.fileno(), 4096)):
+            said += data
         try:
             out, err = guest.communicate(script, timeout=60)
-        except subprocess.TimeoutExpired:
+        finally:
             guest.kill()
-            out, err = guest.communicate()
     assert b"size 6144 end" in out, (out[-500:], err)
     assert b"there is no IDE" in err
 
