@@ -28,8 +28,8 @@ finish
 IOIO, MSR, HLT = 1 << 27, 1 << 28, 1 << 24
 
 
-def exit_of(guest, nested: bytes, intercepts: int) -> list[int]:
-    """Run real-mode code under VMRUN with every port and MSR intercepted; exit code and the two words about it."""
+def exit_of(guest, nested: bytes, intercepts: int, maps: bytes = b"\xff" * 0x3000) -> list[int]:
+    """Run real-mode code under VMRUN, by default with every port and MSR intercepted; exit code and the two words about it."""
     machine = guest(RUN, "long")
     control = bytearray(0x1000)
     struct.pack_into("<II", control, 0xC, intercepts | HLT, 1)
@@ -44,7 +44,7 @@ def exit_of(guest, nested: bytes, intercepts: int) -> list[int]:
     struct.pack_into("<QQ", control, 0x570, 2, NESTED)  # RFLAGS, RIP
     struct.pack_into("<Q", control, 0x5D8, 0x7000)
     machine.memory.write(VMCB, bytes(control))
-    machine.memory.write(MAPS, b"\xff" * 0x3000)
+    machine.memory.write(MAPS, maps)
     machine.memory.write(NESTED, nested)
     return machine.finish().shown
 
@@ -91,3 +91,11 @@ def test_exit_after_a_software_interrupt_keeps_its_place(guest):
     handler = b"\xc6\x06\x00\x79\xcf"  # mov byte ptr [0x7900], IRET
     code = gate + handler + b"\xcd\x20\xe6\x80\xf4"  # int 0x20; out 0x80, al; hlt
     assert exit_of(guest, code, IOIO)[2] == NESTED + len(code) - 1
+
+
+@pytest.mark.usefixtures("only_tcg")
+def test_port_that_the_map_leaves_out_is_not_intercepted(guest):
+    maps = bytearray(0x3000)
+    maps[0x81 // 8] = 1 << (0x81 & 7)
+    code = b"\xe6\x80\xe6\x81\xf4"  # out 0x80, al; out 0x81, al; hlt
+    assert exit_of(guest, code, IOIO, bytes(maps)) == [0x7B, 0x81 << 16 | 0x10, NESTED + 4]
