@@ -9,7 +9,6 @@ cdef inline uint32_t *field32(Env *env, int offset) noexcept nogil:
     return <uint32_t *>(<uint8_t *>env + offset)
 
 cdef void set_flags(Env *env, uint64_t flags) noexcept nogil
-cdef bint is_prefix(uint32_t byte, bint long_mode) noexcept nogil
 cdef void fixed_segment(Env *env, int index, uint32_t selector, uint32_t flags) noexcept nogil
 cdef bytes get_regs(Env *env, uint64_t flags)
 cdef set_regs(Env *env, bytes data)

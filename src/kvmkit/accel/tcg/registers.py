@@ -44,16 +44,6 @@ def set_flags(env: cython.pointer(Env), flags: uint64_t) -> cython.void:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def is_prefix(byte: uint32_t, long_mode: cython.bint) -> cython.bint:
-    """Whether this byte of an instruction is a prefix to it (REX in long mode)."""
-    if long_mode and byte & 0xF0 == 0x40:
-        return True
-    return byte in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
 def fixed_segment(env: cython.pointer(Env), index: cython.int, selector: uint32_t, flags: uint32_t) -> cython.void:
     """A flat segment, as SYSCALL and SYSENTER load them without reading a descriptor."""
     env.segs[index].selector = selector

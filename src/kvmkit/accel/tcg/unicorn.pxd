@@ -52,6 +52,7 @@ cdef extern from * nogil:
     void x86_cpu_xrstor_all_areas_x86_64(void *cpu, const void *area);
     void tlb_flush_x86_64(void *cs);
     bool cpu_restore_state_x86_64(void *cs, uintptr_t host_pc, bool will_exit);
+    void helper_svm_check_io_x86_64(void *env, uint32_t port, uint32_t param, uint32_t next_eip_addend);
     void helper_check_iob_x86_64(void *env, uint32_t port);
     void helper_check_iow_x86_64(void *env, uint32_t port);
     void helper_check_iol_x86_64(void *env, uint32_t port);
@@ -87,6 +88,7 @@ cdef extern from * nogil:
     void load_xsave_area "x86_cpu_xrstor_all_areas_x86_64"(void *cpu, const void *area)
     void tlb_flush "tlb_flush_x86_64"(void *cs)
     bint restore_state "cpu_restore_state_x86_64"(void *cs, uintptr_t host_pc, bint will_exit)
+    void svm_check_port "helper_svm_check_io_x86_64"(void *env, uint32_t port, uint32_t information, uint32_t length)
     void check_port8 "helper_check_iob_x86_64"(void *env, uint32_t port)
     void check_port16 "helper_check_iow_x86_64"(void *env, uint32_t port)
     void check_port32 "helper_check_iol_x86_64"(void *env, uint32_t port)
