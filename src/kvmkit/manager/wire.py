@@ -38,6 +38,10 @@ class NotRunning(KvmkitError):
     """Nobody listens."""
 
 
+class Unheard(NotRunning):
+    """The connection was closed before the request was taken: nothing has been done."""
+
+
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The first line of a connection. What a verb does not use it ignores."""
 
@@ -104,7 +108,8 @@ class Connection:
         except TimeoutError:
             raise Refused("its process does not answer (see `kvmkit kill`)") from None
         except OSError as error:
-            raise NotRunning(f"its process has gone ({error.strerror})") from None
+            self.receive(1.0)  # raises what it was told before it was closed
+            raise Unheard(f"its process has closed the connection ({error.strerror})") from None
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next line, waiting `timeout` seconds (None: without end). None: the connection has ended.
