@@ -23,7 +23,6 @@ REPLACED = [
     "helper_raise_interrupt",
     "raise_interrupt",
     "raise_exception_err",
-    "helper_debug",
     "helper_read_eflags",
     "cpu_get_tsc",
     "helper_pause",

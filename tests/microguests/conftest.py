@@ -36,8 +36,6 @@ LIMITS = "QEMU's software CPU does not check segment limits"
 EIGHT = "the software CPU's bus splits an access of 8 bytes in two"
 DIFFERENT = {
     "cpu": {  # exceptions: also on a KVM that stands on QEMU's software CPU, as in the KVM test host
-        "test_software_interrupt_from_ring_3_needs_a_gate_for_it": GATE_16,
-        "test_gate_that_is_not_present[long]": GATE_16,
         "test_general_protection_in_real_mode_has_no_error_code": LIMITS,
     },
     "tcg": {
@@ -48,6 +46,8 @@ DIFFERENT = {
         "test_an_access_past_the_end_of_a_device_is_nobodys": "the software CPU's bus splits unaligned accesses",
     },
     "kvmhost": {
+        "test_software_interrupt_from_ring_3_needs_a_gate_for_it": GATE_16,
+        "test_gate_that_is_not_present[long]": GATE_16,
         "test_fault_in_the_delivery_of_a_fault_is_a_double_fault": "an exception that QEMU's SVM injects is forgotten",
     },
 }

@@ -109,6 +109,7 @@ cdef bint read_msr(CpuCore cpu, uint32_t msr, uint64_t *value, uint64_t tsc) noe
 cdef bint write_msr(CpuCore cpu, uint32_t msr, uint64_t value, uint64_t tsc) noexcept nogil
 cdef uint64_t get_tpr(CpuCore cpu) noexcept nogil
 cdef bint apic_enabled(CpuCore cpu) noexcept nogil
+cdef bint wants_attention(CpuCore cpu) noexcept nogil
 cdef uint64_t get_cr4_bits(CpuCore cpu) noexcept nogil
 cdef uint64_t get_tsc_offset(CpuCore cpu) noexcept nogil
 cdef void note_interrupt_instruction(CpuCore cpu, uint64_t address) noexcept nogil

@@ -69,8 +69,9 @@ class CpuCore:
     def sample(self, tsc: cython.pointer(uint64_t), now: cython.pointer(int64_t)) -> cython.void:
         """The TSC and CLOCK_MONOTONIC of one moment: of some tries, the one in which least time passed between them."""
         best: int64_t = FOREVER
-        _try: cython.int
-        for _try in range(SAMPLES):
+        tries: cython.int = SAMPLES
+        while tries:
+            tries -= 1
             before: int64_t = monotonic()
             ticks: uint64_t = self.ticks()
             took: int64_t = monotonic() - before
@@ -376,6 +377,13 @@ def get_tpr(cpu: CpuCore) -> uint64_t:
 def apic_enabled(cpu: CpuCore) -> cython.bint:
     """Whether CPUID shows a local APIC: not while IA32_APIC_BASE has it off."""
     return cpu.chips.lapic.on
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def wants_attention(cpu: CpuCore) -> cython.bint:
+    return cpu.attention != 0
 
 
 @cython.cfunc

@@ -50,7 +50,6 @@ cdef public void __wrap_helper_write_crN_x86_64(void *env, int reg, uint64_t val
 cdef public void __wrap_helper_raise_interrupt_x86_64(void *env, int vector, int length) noexcept nogil
 cdef public void __wrap_raise_interrupt_x86_64(void *env, int vector, int software, int error, int length) noexcept nogil
 cdef public void __wrap_raise_exception_err_x86_64(void *env, int vector, int error) noexcept nogil
-cdef public void __wrap_helper_debug_x86_64(void *env) noexcept nogil
 cdef public uint64_t __wrap_helper_read_eflags_x86_64(void *env) noexcept nogil
 cdef public uint64_t __wrap_cpu_get_tsc_x86_64(void *env) noexcept nogil
 cdef public void __wrap_helper_pause_x86_64(void *env, int length) noexcept nogil

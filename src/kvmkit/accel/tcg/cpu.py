@@ -10,6 +10,7 @@ at the next block boundary), `kicked` and the TB exit counter behind `icount_hig
 
 import cython
 from cython.cimports.kvmkit.accel.tcg.core import *
+from cython.cimports.kvmkit.accel.tcg.decode import int1_length, is_hypercall, is_wrmsr, port_exit
 from cython.cimports.kvmkit.accel.tcg.layout import *
 from cython.cimports.kvmkit.accel.tcg.msrs import control_takes, known_msr, machine_msr, msr_takes
 from cython.cimports.kvmkit.accel.tcg.pages import mark_page
@@ -35,6 +36,7 @@ from kvmkit.accel import Exit, ExitReason, cpuid
 from kvmkit.accel.tcg import features
 from kvmkit.errors import HostError
 
+MSR_EFER = cython.declare(uint32_t, 0xC0000080)
 # When this module was loaded: the farther away, the better is the TSC's rate that is reckoned from it.
 LOADED_TSC = cython.declare(uint64_t, host_ticks(cython.NULL))
 LOADED = cython.declare(int64_t, monotonic())
@@ -321,17 +323,21 @@ def check_port(raw: cython.p_void, port: uint32_t, size: cython.int, caller: uin
     `caller` is where translated code called from, so that the fault names the right instruction.
     """
     env = cython.cast(cython.pointer(Env), raw)
-    if not env.hflags & HF_PE:
+    length: cython.int = 0
+    if not env.hflags & (HF_PE | HF_GUEST):
         return
-    if env.hflags & HF_CPL <= env.eflags >> 12 & 3 and not env.eflags & FLAG_VM:
-        return
-    restore_state(cython.cast(u8p, raw) - CPU_ENV, caller, False)
-    if size == 1:
-        check_port8(raw, port)
-    elif size == 2:
-        check_port16(raw, port)
-    else:
-        check_port32(raw, port)
+    if env.hflags & HF_PE and (env.hflags & HF_CPL > env.eflags >> 12 & 3 or env.eflags & FLAG_VM):
+        restore_state(cython.cast(u8p, raw) - CPU_ENV, caller, False)
+        if size == 1:
+            check_port8(raw, port)
+        elif size == 2:
+            check_port16(raw, port)
+        else:
+            check_port32(raw, port)
+    if env.hflags & HF_GUEST:  # its hypervisor's intercepts
+        restore_state(cython.cast(u8p, raw) - CPU_ENV, caller, False)
+        information: uint32_t = port_exit(env, code_byte, size, cython.address(length))
+        svm_check_port(raw, port, information, length)
 
 
 @cython.cfunc
@@ -482,30 +488,10 @@ def __wrap_raise_interrupt_x86_64(
 @cython.exceptval(check=False)
 def __wrap_raise_exception_err_x86_64(raw: cython.p_void, vector: cython.int, error: cython.int) -> cython.void:
     """A fault in the IDT of long mode: the library counts 16 bytes for an entry's number, the processor 8."""
-    efer: uint64_t = field64(cython.cast(cython.pointer(Env), raw), ENV_EFER)[0]
-    if error & 2 and efer & 0x400 and (vector == 13 or vector == 11):
+    long_mode: cython.bint = (field64(cython.cast(cython.pointer(Env), raw), ENV_EFER)[0] & 0x400) != 0
+    if error & 2 and long_mode and (vector == 13 or vector == 11):
         error = error >> 1 & ~7 | 2
     real_raise_error(raw, vector, error)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def __wrap_helper_debug_x86_64(raw: cython.p_void) -> cython.void:
-    """A breakpoint in DR0 to DR3, or INT1 (0xF1), which the library leaves to a debugger. INT1 is a trap of its own."""
-    env = cython.cast(cython.pointer(Env), raw)
-    address: uint64_t = env.segs[R_CS].base + env.eip
-    dr = field64(env, ENV_DR)
-    i: cython.int
-    for i in range(4):
-        if dr[7] >> 2 * i & 3 and not dr[7] >> (16 + 4 * i) & 3 and dr[i] == address and not env.eflags & FLAG_RF:
-            real_debug(raw)
-            return
-    length: cython.int = 1
-    while length < 15 and code_byte(raw, address + length - 1) != 0xF1:
-        length += 1  # prefixes
-    env.eip += length
-    raise_exception(raw, 1, 0, 0)
 
 
 @cython.cfunc
@@ -529,27 +515,22 @@ def __wrap_cpu_get_tsc_x86_64(raw: cython.p_void) -> uint64_t:
 @cython.nogil
 @cython.exceptval(check=False)
 def on_invalid(uc: cython.pointer(uc_engine), user: cython.p_void) -> cython.bint:
-    """#UD. KVM's hypercalls, in both vendors' form, end here as well; a guest that sees KVM's leaves may try them."""
-    env = cython.cast(cython.pointer(Env), cython.cast(u8pp, cython.cast(u8p, uc) + UC_CPU)[0] + CPU_ENV)
-    address: uint64_t = env.segs[R_CS].base + env.eip
-    if not field32(env, ENV_EXCEPTION_IS_INT)[0] and is_hypercall(env, address):
+    """#UD, and what the translator does not know: INT1, and KVM's hypercalls, which a guest that sees KVM may try."""
+    cs: u8p = cython.cast(u8pp, cython.cast(u8p, uc) + UC_CPU)[0]
+    env = cython.cast(cython.pointer(Env), cs + CPU_ENV)
+    if field32(env, ENV_EXCEPTION_IS_INT)[0]:
+        on_exception(uc, 6, user)
+        return True
+    if is_hypercall(env, code_byte):
         env.regs[RAX] = cython.cast(uint64_t, HYPERCALL_UNKNOWN if not env.hflags & HF_CPL else HYPERCALL_REFUSED)
         env.eip += 3
-        field32(env, ENV_OLD_EXCEPTION)[0] = cython.cast(uint32_t, -1)
-    else:
-        on_exception(uc, 6, user)
+        return True
+    length: cython.int = int1_length(env, code_byte)
+    if length:
+        env.eip += length
+        cython.cast(cython.pointer(int32_t), cs + CPU_EXCEPTION_INDEX)[0] = 1
+    on_exception(uc, 6, user)
     return True
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def is_hypercall(env: cython.pointer(Env), address: uint64_t) -> cython.bint:
-    """VMCALL (0F 01 C1) or VMMCALL (0F 01 D9). Only bytes are read that the translator has read."""
-    if code_byte(env, address) != 0x0F or code_byte(env, address + 1) != 0x01:
-        return False
-    last: uint32_t = code_byte(env, address + 2)
-    return last == 0xC1 or last == 0xD9
 
 
 @cython.cfunc
@@ -648,9 +629,14 @@ def __wrap_helper_wrmsr_x86_64(raw: cython.p_void) -> cython.void:
         if not known_msr(msr) or not msr_takes(msr, value):
             raise_exception(raw, 13, 0, 0)
         real_wrmsr(raw)
+        if msr == MSR_EFER and is_wrmsr(env, code_byte):  # what follows may only be an instruction by EFER
+            __wrap_helper_pause_x86_64(raw, 2)
         return
     if not cython.cast(write_msr_function, write_msr)(cpu_of(raw), msr, value, read_tsc(raw)):
         raise_exception(raw, 13, 0, 0)
+    # An interrupt to oneself comes behind WRMSR, not at the end of the block.
+    if cython.cast(is_function, wants_attention)(cpu_of(raw)) and is_wrmsr(env, code_byte):
+        __wrap_helper_pause_x86_64(raw, 2)
 
 
 @cython.cfunc

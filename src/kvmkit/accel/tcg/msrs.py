@@ -29,7 +29,7 @@ def known_msr(msr: uint32_t) -> cython.bint:
         return 0x80 <= low <= 0x84 or 0x100 <= low <= 0x103
     if msr >> 16 == 0xC001:  # AMD's own; Linux reads many of them unasked
         return low < 0x2000
-    return 0x400 <= msr < 0x480 or msr == 0xDA0
+    return 0x400 <= msr < 0x428 or msr == 0xDA0  # ten machine-check banks, as MCG_CAP tells
 
 
 @cython.cfunc
@@ -53,11 +53,11 @@ def canonical(address: uint64_t) -> cython.bint:
 @cython.exceptval(check=False)
 def memory_types(value: uint64_t) -> cython.bint:
     """Whether each byte of the PAT is a memory type: 0, 1 and 4 to 7."""
-    i: cython.int
-    for i in range(8):  # noqa: SIM110 - all() would need a Python object
-        if (value >> 8 * i) & 0xFF not in (0, 1, 4, 5, 6, 7):
-            return False
-    return True
+    left: cython.int = 8
+    while left and value & 0xFF in (0, 1, 4, 5, 6, 7):
+        value >>= 8
+        left -= 1
+    return left == 0
 
 
 @cython.cfunc
@@ -69,6 +69,10 @@ def msr_takes(msr: uint32_t, value: uint64_t) -> cython.bint:
         return canonical(value)  # SYSENTER's two, LSTAR and CSTAR, FS.base and GS.base and KernelGSbase
     if msr == 0x277:
         return memory_types(value)
+    if 0x400 <= msr < 0x480:  # a machine-check bank: all of its sources on or off, and a status only to be cleared
+        if msr & 3 == 0:
+            return value == 0 or (value | 1 << 10 | 1) == cython.cast(uint64_t, -1)  # Linux leaves bit 10 of one off
+        return msr & 3 != 1 or value == 0
     if msr == EFER:
         return value & ~cython.cast(uint64_t, EFER_KNOWN) == 0
     if msr == TSC_AUX:

@@ -52,6 +52,7 @@ cdef extern from * nogil:
     void x86_cpu_xrstor_all_areas_x86_64(void *cpu, const void *area);
     void tlb_flush_x86_64(void *cs);
     bool cpu_restore_state_x86_64(void *cs, uintptr_t host_pc, bool will_exit);
+    void helper_svm_check_io_x86_64(void *env, uint32_t port, uint32_t param, uint32_t next_eip_addend);
     void helper_check_iob_x86_64(void *env, uint32_t port);
     void helper_check_iow_x86_64(void *env, uint32_t port);
     void helper_check_iol_x86_64(void *env, uint32_t port);
@@ -63,7 +64,6 @@ cdef extern from * nogil:
     void __real_helper_raise_interrupt_x86_64(void *env, int vector, int length);
     void __real_raise_interrupt_x86_64(void *env, int vector, int software, int error, int length);
     void __real_raise_exception_err_x86_64(void *env, int vector, int error);
-    void __real_helper_debug_x86_64(void *env);
     uint64_t __real_cpu_get_tsc_x86_64(void *env);
     uint32_t cpu_ldub_code_x86_64(void *env, uint64_t address);
     void __real_helper_rdmsr_x86_64(void *env);
@@ -88,6 +88,7 @@ cdef extern from * nogil:
     void load_xsave_area "x86_cpu_xrstor_all_areas_x86_64"(void *cpu, const void *area)
     void tlb_flush "tlb_flush_x86_64"(void *cs)
     bint restore_state "cpu_restore_state_x86_64"(void *cs, uintptr_t host_pc, bint will_exit)
+    void svm_check_port "helper_svm_check_io_x86_64"(void *env, uint32_t port, uint32_t information, uint32_t length)
     void check_port8 "helper_check_iob_x86_64"(void *env, uint32_t port)
     void check_port16 "helper_check_iow_x86_64"(void *env, uint32_t port)
     void check_port32 "helper_check_iol_x86_64"(void *env, uint32_t port)
@@ -100,7 +101,6 @@ cdef extern from * nogil:
     void real_raise_interrupt "__real_helper_raise_interrupt_x86_64"(void *env, int vector, int length)
     void real_raise_software "__real_raise_interrupt_x86_64"(void *env, int vector, int software, int error, int length)
     void real_raise_error "__real_raise_exception_err_x86_64"(void *env, int vector, int error)
-    void real_debug "__real_helper_debug_x86_64"(void *env)
     uint64_t host_ticks "__real_cpu_get_tsc_x86_64"(void *env)
     uint32_t code_byte "cpu_ldub_code_x86_64"(void *env, uint64_t address)
     void real_rdmsr "__real_helper_rdmsr_x86_64"(void *env)

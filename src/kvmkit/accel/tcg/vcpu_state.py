@@ -4,7 +4,17 @@ import cython
 from cython.cimports.kvmkit.accel.tcg.core import CpuCore, read_msr, write_msr
 from cython.cimports.kvmkit.accel.tcg.layout import ENV_EFER, ENV_XCR0, XSAVE_AREA_BYTES, u8p
 from cython.cimports.kvmkit.accel.tcg.msrs import known_msr, machine_msr
-from cython.cimports.kvmkit.accel.tcg.registers import *
+from cython.cimports.kvmkit.accel.tcg.registers import (
+    field64,
+    get_debugregs,
+    get_events,
+    get_regs,
+    get_sregs,
+    set_debugregs,
+    set_events,
+    set_regs,
+    set_sregs,
+)
 from cython.cimports.kvmkit.accel.tcg.threads import pthread_mutex_lock, pthread_mutex_unlock
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 
