@@ -13,7 +13,6 @@ from kvmkit.manager.wire import Connection, NotRunning, Refused
 
 GONE_SECONDS = 10.0
 """Between a VM's end and its process's."""
-ATTEMPTS = 4
 START_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 
@@ -33,21 +32,14 @@ def connect(home: Home) -> Connection:
 
 
 def request(home: Home, verb: str, descriptors: list[int] | None = None, **rest: Any) -> Connection:
-    """A connection on which a request has been sent. One that was closed unheard is made again, a few times."""
-    for attempt in range(ATTEMPTS):
-        connection = connect(home)
-        try:
-            connection.send({"kvmkit": wire.VERSION, "verb": verb, **rest}, descriptors)
-            return connection
-        except wire.Unheard:
-            connection.close()
-            if attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(0.02)
-        except BaseException:
-            connection.close()
-            raise
-    raise AssertionError("not reached")
+    """A connection on which a request has been sent. Raises NotRunning."""
+    connection = connect(home)
+    try:
+        connection.send({"kvmkit": wire.VERSION, "verb": verb, **rest}, descriptors)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def told(home: Home) -> str:

@@ -38,10 +38,6 @@ class NotRunning(KvmkitError):
     """Nobody listens."""
 
 
-class Unheard(NotRunning):
-    """The connection was closed before the request was taken: nothing has been done."""
-
-
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The first line of a connection. What a verb does not use it ignores."""
 
@@ -104,12 +100,13 @@ class Connection:
             raise BadInput(f"that is {len(data)} bytes of arguments; a VM takes {LONGEST_LINE} at once")
         try:
             sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else 0
-            self._socket.sendall(data[sent:])
+            if sent < len(data):  # even nothing can't be sent to one who has answered and closed already
+                self._socket.sendall(data[sent:])
         except TimeoutError:
             raise Refused("its process does not answer (see `kvmkit kill`)") from None
         except OSError as error:
             self.receive(1.0)  # raises what it was told before it was closed
-            raise Unheard(f"its process has closed the connection ({error.strerror})") from None
+            raise NotRunning(f"its process has closed the connection ({error.strerror})") from None
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next line, waiting `timeout` seconds (None: without end). None: the connection has ended.
