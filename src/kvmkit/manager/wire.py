@@ -38,29 +38,6 @@ class NotRunning(KvmkitError):
     """Nobody listens."""
 
 
-class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The first line of a connection. What a verb does not use it ignores."""
-
-    kvmkit: int
-    verb: str
-    argv: list[str] = []
-    env: dict[str, str] = {}
-    cwd: str = ""
-    tty: bool = False
-    stdin: bool = False
-    """The first descriptor is the command's standard input; then come its output and its error output."""
-    size: tuple[int, int] = (24, 80)
-    timeout: float | None = None
-    every: float | None = None
-
-
-class More(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A later line of the client's."""
-
-    signal: int = 0
-    resize: tuple[int, int] | None = None
-
-
 def line(message: Any) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
