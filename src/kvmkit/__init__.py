@@ -1,17 +1,14 @@
 """kvmkit: a hypervisor you can import."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own would have to be imported, which `kvmkit --version` need not pay for
 if TYPE_CHECKING:
     from kvmkit.manager.vm import VM as VM
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """`kvmkit.VM`, imported when it is asked for: `kvmkit --version` needs nothing."""
+def __getattr__(name: str) -> object:
+    """`kvmkit.VM`, imported when it is asked for."""
     if name == "VM":
         from kvmkit.manager.vm import VM
 

@@ -226,3 +226,16 @@ def test_the_console_has_several_readers(kvmkit, home: Path, tmp_path: Path) -> 
     for reader in readers:
         assert reader.wait(30) == 0
         reader.stdout.close()
+
+
+def test_an_unnamed_vm_whose_process_died_is_shown_for_a_day(kvmkit, home: Path, tmp_path: Path) -> None:
+    name = kvmkit("run", "-d", "--rm", *spinning(tmp_path)).stdout.strip()
+    os.kill(state(kvmkit, name)["pid"], signal.SIGKILL)
+    assert kvmkit("wait", name).returncode == 1
+    assert kvmkit("create", "--name", "after").returncode == 0
+    assert state(kvmkit, name)["state"] == "died"
+    yesterday = time.time() - 90000
+    os.utime(home / "data" / "machines" / name, (yesterday, yesterday))
+    assert kvmkit("create", "--name", "later").returncode == 0
+    assert name not in kvmkit("ps", "-aq").stdout.split()
+    assert kvmkit("rm", "after", "later").returncode == 0

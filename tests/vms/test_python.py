@@ -18,8 +18,12 @@ def test_a_vm_for_a_block(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     with VM.create(accel="tcg", memory="128M") as vm:
         name = vm.name
         assert vm.state == "running"
-        done = vm.exec(["sh", "-c", "cat; echo err >&2; exit 3"], input=b"text" * 50_000)
-        assert done == (3, b"text" * 50_000, b"err\n")
+        data = b"".join(b"%07d\n" % number for number in range(10_000))
+        done = vm.exec(["sh", "-c", "cat; echo err >&2; exit 3"], input=data)
+        assert (done.status, done.stderr, len(done.stdout)) == (3, b"err\n", len(data))
+        pairs = zip(done.stdout.splitlines(), data.splitlines(), strict=True)
+        assert [(came, sent) for came, sent in pairs if came != sent][:3] == []
+        assert done.stdout == data
         results: list[int] = []
         threads = [
             threading.Thread(target=lambda n=n: results.append(vm.exec(["sh", "-c", f"exit {n}"]).status))

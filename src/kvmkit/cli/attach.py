@@ -44,27 +44,28 @@ def execute(
     stdin = [relay.reading if relay is not None else 0] if interactive else []
     if tty:
         env = {"TERM": os.environ.get("TERM") or "vt100", **env}
-    connection = control.connect(home)
+    connection: Connection | None = None
     try:
-        request = {
-            "kvmkit": wire.VERSION,
-            "verb": "exec",
-            "argv": argv,
-            "env": env,
-            "cwd": cwd,
-            "tty": tty,
-            "stdin": interactive,
-            "size": terminal.size(0),
-            "timeout": timeout,
-        }
         with terminal.raw(0 if tty else -1):
-            connection.send(request, [*stdin, 1, 2])
+            connection = control.request(
+                home,
+                "exec",
+                [*stdin, 1, 2],
+                argv=argv,
+                env=env,
+                cwd=cwd,
+                tty=tty,
+                stdin=interactive,
+                size=terminal.size(0),
+                timeout=timeout,
+            )
             if relay is None:
                 return _status(connection, argv[0])
             relay.begin()
             return _relayed(connection, relay, argv[0], tty)
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
         if relay is not None:
             relay.close()
 
@@ -163,9 +164,8 @@ def console(home: Home) -> int:
     """The console on this terminal until the escape key, the end of the input, or the VM's end."""
     from kvmkit.cli.main import say
 
-    connection = control.connect(home)
+    connection = control.request(home, "console")
     try:
-        connection.send({"kvmkit": wire.VERSION, "verb": "console"})
         if connection.receive(wire.REPLY_SECONDS) is None:
             raise KvmkitError("the VM's process has gone")
         attended = os.isatty(0)

@@ -31,6 +31,17 @@ def connect(home: Home) -> Connection:
             time.sleep(0.01)
 
 
+def request(home: Home, verb: str, descriptors: list[int] | None = None, **rest: Any) -> Connection:
+    """A connection on which a request has been sent. Raises NotRunning."""
+    connection = connect(home)
+    try:
+        connection.send({"kvmkit": wire.VERSION, "verb": verb, **rest}, descriptors)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def told(home: Home) -> str:
     """Why it does not run, in a few words."""
     noted = home.look()
@@ -41,9 +52,8 @@ def told(home: Home) -> str:
 
 def ask(home: Home, verb: str, *, timeout: float = ANSWER_SECONDS, **rest: Any) -> dict[str, Any]:
     """One request, one answer. Raises Refused and NotRunning."""
-    connection = connect(home)
+    connection = request(home, verb, **rest)
     try:
-        connection.send({"kvmkit": wire.VERSION, "verb": verb, **rest})
         answer = connection.receive(timeout)
     finally:
         connection.close()
@@ -58,13 +68,13 @@ def until_end(home: Home, verb: str, *, deadline: float | None = None, **rest: A
     `deadline`: seconds after which Refused is raised. A VM that is not running: how it ended.
     """
     try:
-        connection = connect(home)
+        connection = request(home, verb, **rest)
     except NotRunning:
+        _process_gone(home)
         return _noted(home)
     until = None if deadline is None else time.monotonic() + deadline
     ended: Ended | None = None
     try:
-        connection.send({"kvmkit": wire.VERSION, "verb": verb, **rest})
         while True:
             left = None if until is None else max(until - time.monotonic(), 0.01)
             answer = connection.receive(left)

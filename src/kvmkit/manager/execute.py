@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadInput, KvmkitError
-from kvmkit.manager import control, wire
+from kvmkit.manager import control
 
 if TYPE_CHECKING:
     from kvmkit.manager.home import Home
@@ -33,18 +33,11 @@ def execute(
         raise BadInput("the command to run in the guest is empty")
     if any("\udc80" <= c <= "\udcff" for text in [*argv, *env.values(), cwd] for c in text):
         raise BadInput("arguments of a guest command must be UTF-8")
-    connection = control.connect(home)
+    streams = [*([stdin] if stdin is not None else []), stdout, stderr]
+    connection = control.request(
+        home, "exec", streams, argv=list(argv), env=env, cwd=cwd, stdin=stdin is not None, timeout=timeout
+    )
     try:
-        request = {
-            "kvmkit": wire.VERSION,
-            "verb": "exec",
-            "argv": list(argv),
-            "env": env,
-            "cwd": cwd,
-            "stdin": stdin is not None,
-            "timeout": timeout,
-        }
-        connection.send(request, [*([stdin] if stdin is not None else []), stdout, stderr])
         answer = connection.receive()
     finally:
         connection.close()

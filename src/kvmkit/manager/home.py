@@ -24,6 +24,8 @@ LOCK = "lock"
 SOCKET = "control.sock"
 CONSOLE = "console.log"
 PROCESS = "vmm.log"
+DEAD_SECONDS = 86400.0
+"""For how long a VM that was to go with its process, and whose process died, is shown."""
 CHANGE_SECONDS = 20.0
 """How long another command may take for its change; each takes milliseconds."""
 
@@ -246,14 +248,30 @@ def _taken(name: str, error: OSError | None = None) -> KvmkitError:
 
 
 def _sweep(base: Path) -> None:
-    """Remove what a process left that was ended while it made or removed a VM."""
-    for entry in os.scandir(base):
+    """Remove what processes left that were ended: half-made and half-removed VMs, and, after a day, those without a
+    name of their own that were to go when they ended."""
+    for entry in list(os.scandir(base)):
+        if entry.name[:2] == "vm" and entry.name[2:].isdigit() and entry.stat().st_mtime < time.time() - DEAD_SECONDS:
+            _sweep_dead(entry.name)
         if entry.name.startswith((".new.", ".gone.")):
             pid = entry.name.split(".")[2]
             if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and entry.stat().st_mtime < time.time() - 60:
                 from shutil import rmtree
 
                 rmtree(entry.path, ignore_errors=True)
+
+
+def _sweep_dead(name: str) -> None:
+    home = _open(name)
+    if home is None:
+        return
+    with home:
+        noted = home.look()
+        if noted.temporary and noted.state == "ended":
+            try:
+                home.remove()
+            except KvmkitError:
+                pass  # somebody else does
 
 
 def open_home(name: str) -> Home:

@@ -17,7 +17,7 @@ import msgspec
 
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.manager import files, wire
-from kvmkit.manager.wire import More, Request
+from kvmkit.manager.messages import More, Request
 
 MOST_PEERS = 200
 REQUEST_SECONDS = 10.0

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kvmkit.errors import BadInput, KvmkitError
+from kvmkit.manager.messages import More, Request
 from kvmkit.manager.server import Peer
-from kvmkit.manager.wire import More, Request
 
 if TYPE_CHECKING:
     from kvmkit.guest.client import AgentClient

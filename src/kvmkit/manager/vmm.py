@@ -21,9 +21,9 @@ from kvmkit.machine import Machine, State
 from kvmkit.manager import events, files, outcome, record, tasks, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
+from kvmkit.manager.messages import Request
 from kvmkit.manager.record import Ended
 from kvmkit.manager.server import Peer, Server, Task
-from kvmkit.manager.wire import Request
 
 if TYPE_CHECKING:
     from kvmkit.guest.command import Command

@@ -38,29 +38,6 @@ class NotRunning(KvmkitError):
     """Nobody listens."""
 
 
-class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The first line of a connection. What a verb does not use it ignores."""
-
-    kvmkit: int
-    verb: str
-    argv: list[str] = []
-    env: dict[str, str] = {}
-    cwd: str = ""
-    tty: bool = False
-    stdin: bool = False
-    """The first descriptor is the command's standard input; then come its output and its error output."""
-    size: tuple[int, int] = (24, 80)
-    timeout: float | None = None
-    every: float | None = None
-
-
-class More(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A later line of the client's."""
-
-    signal: int = 0
-    resize: tuple[int, int] | None = None
-
-
 def line(message: Any) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
@@ -100,11 +77,13 @@ class Connection:
             raise BadInput(f"that is {len(data)} bytes of arguments; a VM takes {LONGEST_LINE} at once")
         try:
             sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else 0
-            self._socket.sendall(data[sent:])
+            if sent < len(data):  # even nothing can't be sent to one who has answered and closed already
+                self._socket.sendall(data[sent:])
         except TimeoutError:
             raise Refused("its process does not answer (see `kvmkit kill`)") from None
         except OSError as error:
-            raise NotRunning(f"its process has gone ({error.strerror})") from None
+            self.receive(1.0)  # raises what it was told before it was closed
+            raise NotRunning(f"its process has closed the connection ({error.strerror})") from None
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next line, waiting `timeout` seconds (None: without end). None: the connection has ended.
