@@ -7,6 +7,7 @@ import time
 
 from kvmkit.accel import tcg
 from kvmkit.bus import AddressSpace, Device, pc
+from kvmkit.bus.window import Window
 from kvmkit.memory import GuestMemory
 from kvmkit.pci import Bar, Function, HostBridge, Identity
 from kvmkit.pci.bridge import ConfigPorts
@@ -129,16 +130,3 @@ class Bus:
                 return False
             time.sleep(0.001)
         return True
-
-
-class Window(Device):
-    """An address space as a device: what a BAR with several things in it is."""
-
-    def __init__(self, space: AddressSpace) -> None:
-        self.space = space
-
-    def read(self, offset: int, size: int) -> int:
-        return self.space.read(offset, size)
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.space.write(offset, size, value)

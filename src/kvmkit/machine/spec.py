@@ -124,9 +124,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def parse_disk(text: str) -> Disk:
     """A Disk of PATH[,ro][,direct][,serial=TEXT][,queues=N]; a comma in PATH is written twice. Raises BadInput."""
-    path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
-    if not path:
-        raise BadInput(f"--disk {text}: give a path first, such as --disk disk.raw,ro")
+    path, options = _path_and_options("--disk", text)
     given: dict[str, str | int | bool] = {}
     for option in options:
         key, _equals, value = option.partition("=")
@@ -144,9 +142,7 @@ def parse_disk(text: str) -> Disk:
 
 def parse_scsi(text: str) -> ScsiDisk:
     """A ScsiDisk of PATH[,ro][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
-    path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
-    if not path:
-        raise BadInput(f"--scsi {text}: give a path first, such as --scsi disk.raw,ro")
+    path, options = _path_and_options("--scsi", text)
     given: dict[str, str | bool] = {}
     for option in options:
         if option in ("ro", "cd"):
@@ -156,6 +152,13 @@ def parse_scsi(text: str) -> ScsiDisk:
         else:
             raise BadInput(f"--scsi {text}: no option {option!r}; there are ro, cd and serial=TEXT")
     return msgspec.convert({"path": path, **given}, ScsiDisk)
+
+
+def _path_and_options(option: str, text: str) -> tuple[str, list[str]]:
+    path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+    if not path:
+        raise BadInput(f"{option} {text}: give a path first, such as {option} disk.raw,ro")
+    return path, options
 
 
 def parse_size(text: str, what: str = "--memory") -> int:

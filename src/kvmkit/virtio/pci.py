@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from kvmkit.bus import AddressSpace, Device
+from kvmkit.bus.window import Window
 from kvmkit.devices.saved import checked
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.pci import Bar, Function, HostBridge, Identity
@@ -135,7 +136,7 @@ class PciTransport:
             VENDOR,
             0x1100,
         )
-        bar = Bar(BAR, BAR_BYTES, _Registers(self.space), wide=True)
+        bar = Bar(BAR, BAR_BYTES, Window(self.space), wide=True)
         function = Function(device.name, identity, [bar], interrupt_pin=1)
         function.moved = self._moved
         function.on_reset = self._function_reset
@@ -449,16 +450,3 @@ class _Notify(Device):
 
     def write(self, offset: int, size: int, value: int) -> None:
         os.eventfd_write(self.device.queues[offset // NOTIFY_MULTIPLIER].doorbell, 1)
-
-
-class _Registers(Device):
-    """The BAR."""
-
-    def __init__(self, space: AddressSpace) -> None:
-        self.space = space
-
-    def read(self, offset: int, size: int) -> int:
-        return self.space.read(offset, size)
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.space.write(offset, size, value)
