@@ -69,6 +69,11 @@ class LocalVm:
 class MmioDriver:
     """Finds `device`, negotiates and sets up its queues from guest address `rings` on; `buffers` is free after them."""
 
+    STATUS = (0x70, 4)
+    """The status register, and its bytes."""
+    OFFERED, AGREED = (0x14, 0x10), (0x24, 0x20)
+    """The registers that select a word of the device's and of the driver's features, and that hold it."""
+
     def __init__(
         self,
         device: VirtioDevice,
@@ -82,14 +87,26 @@ class MmioDriver:
     ) -> None:
         from kvmkit.virtio.mmio import SIZE, MmioTransport
 
+        self._remember(device, memory, packed, events, features, size, rings)
+        self.vm = LocalVm()
+        self.transport = MmioTransport(device, self.vm, BASE, 16)  # type: ignore[arg-type]  # a part of a VM is enough
+        self.vm.mmio.add(BASE, SIZE, self.transport)
+
+    def _remember(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        packed: bool,
+        events: bool,
+        features: int,
+        size: int,
+        rings: int,
+    ) -> None:
         self.device, self.memory = device, memory
         self.packed, self.size, self.rings = packed, size, rings
         self.events = events
         self.wanted = VERSION_1 | INDIRECT_DESC | features
         self.wanted |= (RING_PACKED if packed else 0) | (EVENT_IDX if events else 0)
-        self.vm = LocalVm()
-        self.transport = MmioTransport(device, self.vm, BASE, 16)  # type: ignore[arg-type]  # a part of a VM is enough
-        self.vm.mmio.add(BASE, SIZE, self.transport)
         self.queues: list[SplitRing | PackedRing] = []
         self.buffers = rings + RING_ROOM * len(device.queues)
 
@@ -100,26 +117,35 @@ class MmioDriver:
         self.vm.write(BASE + offset, size, value)
 
     def reset(self) -> None:
-        self.set(0x70, 0)
-        assert self.register(0x70) == 0
+        self._set_status(0)
+        assert self.register(*self.STATUS) == 0
         self.queues = []
+
+    def _set_status(self, status: int) -> None:
+        at, size = self.STATUS
+        self.set(at, status, size)
 
     def negotiate(self) -> int:
         """Up to FEATURES_OK; the features agreed on."""
         assert (self.register(0), self.register(4)) == (0x74726976, 2)
+        return self._agree()
+
+    def _agree(self) -> int:
         self.reset()
-        self.set(0x70, 1)
-        self.set(0x70, 3)
+        self._set_status(1)
+        self._set_status(3)
+        selector, word = self.OFFERED
         offered = 0
         for page in range(2):
-            self.set(0x14, page)
-            offered |= self.register(0x10) << 32 * page
+            self.set(selector, page)
+            offered |= self.register(word) << 32 * page
         agreed = offered & self.wanted
+        selector, word = self.AGREED
         for page in range(2):
-            self.set(0x24, page)
-            self.set(0x20, agreed >> 32 * page & 0xFFFFFFFF)
-        self.set(0x70, 11)
-        assert self.register(0x70) & 8, "the device refuses these features"
+            self.set(selector, page)
+            self.set(word, agreed >> 32 * page & 0xFFFFFFFF)
+        self._set_status(11)
+        assert self.register(*self.STATUS) & 8, "the device refuses these features"
         return agreed
 
     def start(self) -> int:
@@ -127,7 +153,7 @@ class MmioDriver:
         agreed = self.negotiate()
         for index in range(len(self.device.queues)):
             self.set_up(index)
-        self.set(0x70, 15)
+        self._set_status(15)
         return agreed
 
     def set_up(self, index: int) -> SplitRing | PackedRing:

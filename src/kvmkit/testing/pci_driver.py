@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kvmkit.accel import MsiRoute
 from kvmkit.bus import AddressSpace, pc
 
-from .driver import EVENT_IDX, INDIRECT_DESC, RING_PACKED, RING_ROOM, SECONDS, VERSION_1, LocalVm, MmioDriver
+from .driver import RING_ROOM, SECONDS, LocalVm, MmioDriver
 from .rings import PackedRing, SplitRing
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class PciVm(LocalVm):
 class PciDriver(MmioDriver):
     """As MmioDriver, on a bus of its own. `msix`: interrupts are messages, one for each queue; else by the pin."""
 
+    STATUS = (0x14, 1)
+    OFFERED, AGREED = (0x00, 0x04), (0x08, 0x0C)
+
     def __init__(
         self,
         device: VirtioDevice,
@@ -72,17 +75,12 @@ class PciDriver(MmioDriver):
         from kvmkit.pci import HostBridge
         from kvmkit.virtio.pci import PciTransport
 
-        self.device, self.memory = device, memory
-        self.packed, self.size, self.rings = packed, size, rings
-        self.events, self.msix = events, msix
-        self.wanted = VERSION_1 | INDIRECT_DESC | features
-        self.wanted |= (RING_PACKED if packed else 0) | (EVENT_IDX if events else 0)
+        self._remember(device, memory, packed, events, features, size, rings)
+        self.msix = msix
         self.vm: PciVm = PciVm()
         space: AddressSpace = self.vm.mmio
         self.bridge = HostBridge(self.vm, memory, space)  # type: ignore[arg-type]  # a part of a VM is enough
         self.pci = PciTransport(device, self.bridge)
-        self.queues: list[SplitRing | PackedRing] = []
-        self.buffers = rings + RING_ROOM * len(device.queues)
         self.slot = self.pci.function.slot
         self.set_config(COMMAND, 2, DECODE)
         self.places: dict[int, int] = {}
@@ -121,25 +119,8 @@ class PciDriver(MmioDriver):
     def set(self, offset: int, value: int, size: int = 4) -> None:
         self.vm.write(self.places[COMMON] + offset, size, value)
 
-    def reset(self) -> None:
-        self.set(0x14, 0, 1)
-        assert self.register(0x14, 1) == 0
-        self.queues = []
-
     def negotiate(self) -> int:
-        self.reset()
-        self.set(0x14, 1, 1)
-        self.set(0x14, 3, 1)
-        offered = 0
-        for page in range(2):
-            self.set(0x00, page)
-            offered |= self.register(0x04) << 32 * page
-        agreed = offered & self.wanted
-        for page in range(2):
-            self.set(0x08, page)
-            self.set(0x0C, agreed >> 32 * page & 0xFFFFFFFF)
-        self.set(0x14, 11, 1)
-        assert self.register(0x14, 1) & 8, "the device refuses these features"
+        agreed = self._agree()
         if self.msix:
             self._set_up_messages()
         return agreed
@@ -152,13 +133,6 @@ class PciDriver(MmioDriver):
                 self.vm.write(entry + offset, 4, value)
         self.set(0x10, 0, 2)
         assert self.register(0x10, 2) == 0
-
-    def start(self) -> int:
-        agreed = self.negotiate()
-        for index in range(len(self.device.queues)):
-            self.set_up(index)
-        self.set(0x14, 15, 1)
-        return agreed
 
     def set_up(self, index: int) -> SplitRing | PackedRing:
         self.set(0x16, index, 2)
