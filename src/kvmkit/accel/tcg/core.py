@@ -11,7 +11,7 @@ import os
 import cython
 from cython.cimports.kvmkit.accel.tcg.chips import Chips
 from cython.cimports.kvmkit.accel.tcg.doorbells import Doorbells
-from cython.cimports.kvmkit.accel.tcg.layout import FLAG_IF
+from cython.cimports.kvmkit.accel.tcg.layout import FLAG_IF, HF2_HIF, HF2_VINTR
 from cython.cimports.kvmkit.accel.tcg.threads import *
 from cython.cimports.kvmkit.bus.space import AddressSpace
 from cython.cimports.kvmkit.memory.ram import GuestMemory
@@ -189,7 +189,10 @@ class CpuCore:
         while not self.kicked:
             now: int64_t = monotonic()
             self.chips.poll(now)
-            if self.chips.lapic.nmi_pending or (self.env.eflags & FLAG_IF and self.chips.interrupt_pending()):
+            # A nested guest may have its host's interrupt flag decide instead of its own.
+            hosts: cython.bint = (self.env.hflags2 & HF2_VINTR) != 0
+            enabled: cython.bint = self.env.hflags2 & HF2_HIF != 0 if hosts else self.env.eflags & FLAG_IF != 0
+            if self.chips.lapic.nmi_pending or (enabled and self.chips.interrupt_pending()):
                 go = True
                 break
             deadline: int64_t = self.chips.deadline()
