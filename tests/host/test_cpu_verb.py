@@ -24,9 +24,10 @@ def test_every_model_is_listed(kvmkit: Run) -> None:
 
 @needs_kvm
 def test_show_follows_the_changes(kvmkit: Run) -> None:
-    plain = json.loads(kvmkit("cpu", "show", "host", "--json").stdout)["features"]
-    less = json.loads(kvmkit("cpu", "show", "host,-sse2", "--json").stdout)["features"]
-    assert set(plain) - set(less) == {"sse2"}
+    plain = json.loads(kvmkit("cpu", "show", "host", "--json").stdout)["engines"]
+    less = json.loads(kvmkit("cpu", "show", "host,-sse2", "--json").stdout)["engines"]
+    for engine in ("kvm", "tcg"):
+        assert set(plain[engine]["features"]) - set(less[engine]["features"]) == {"sse2"}
     assert "sse4.2" in kvmkit("cpu", "show", "x86-64-v2").stdout
 
 
@@ -45,3 +46,11 @@ def test_list_without_kvm_names_the_models(kvmkit: Run) -> None:
         pytest.skip("everyone may open /dev/kvm here")
     assert done.returncode == 0
     assert "not known" in done.stdout
+
+
+def test_what_the_software_cpu_lacks_of_a_model_is_named(kvmkit: Run) -> None:
+    done = kvmkit("cpu", "show", "Haswell", "--accel", "tcg", "--json")
+    told = json.loads(done.stdout)["engines"]["tcg"]
+    assert {"avx", "avx2", "fma"} <= set(told["missing"])
+    assert {"sse4.2", "bmi2", "x2apic"} <= set(told["features"])
+    assert kvmkit("cpu", "show", "host,+avx512f", "--accel", "tcg").returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -73,3 +74,15 @@ def build(directory: Path, text: str, name: str = "guest") -> str:
         ["ld", "-m", "elf_i386", "-N", "--no-warn-rwx-segments", "-Ttext", "0x100000", "-o", kernel, made], check=True
     )
     return str(kernel)
+
+
+def kernel_that_spins(directory: Path) -> str:
+    """The path of a multiboot kernel that writes a `!` to the serial port and then goes round for ever."""
+    start = 0x100000
+    code = bytes([0x66, 0xBA, 0xF8, 0x03, 0xB0, ord("!"), 0xEE, 0xEB, 0xFE])  # mov dx,0x3f8; mov al; out; jmp $
+    magic, flags = 0x1BADB002, 1 << 16
+    end = start + 32 + len(code)
+    header = struct.pack("<8I", magic, flags, -(magic + flags) & 0xFFFFFFFF, start, start, end, end, start + 32)
+    path = directory / "spin.elf"
+    path.write_bytes(header + code)
+    return str(path)

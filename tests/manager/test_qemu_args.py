@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import kvmkit
 from kvmkit.errors import BadInput
 from kvmkit.manager.description import Disk, Forward, Memory, Network, Serial
-from kvmkit.manager.fit import lacking
+from kvmkit.manager.fit import fitted_disks, lacking
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_options import ARGUMENTS, FLAGS, OTHER_ARGUMENTS, OTHER_FLAGS, split_commas
 
@@ -236,10 +236,68 @@ def test_it_runs(tmp_path: Path) -> None:
 
 
 def test_what_the_machine_lacks_is_named_before_anything_starts() -> None:
+    """A disk alone can't be started from yet: firmware is what does that."""
     done = run("-enable-kvm", "-m", "1024", "-mem-path", "/dev/hugepages", "-hda", "disk.img")
     named = lacking(parse(words("-enable-kvm -m 1024 -mem-path /dev/hugepages -hda disk.img")))
     assert done.returncode == (2 if named else 0)
     assert all(name in done.stderr for name in named)
+    assert all("/dev/hugepages" not in name and "disk.img" not in name for name in named)
+
+
+@pytest.mark.parametrize(
+    ("line", "disks", "scsi"),
+    [
+        ("-hda a -hdb b", "ab", ""),
+        ("-drive file=a,format=raw,if=virtio -cdrom c", "a", "c"),
+        ("-drive if=none,id=d,file=a -device virtio-blk,drive=d -drive if=none,id=e,file=b -device scsi-hd,drive=e",
+            "a", "b"),
+    ],
+)  # fmt: skip
+def test_disks_become_the_machines(line: str, disks: str, scsi: str) -> None:
+    description = parse(words(f"-kernel k {line}"))
+    assert lacking(description) == []
+    blk, units = fitted_disks(description)
+    assert "".join(disk.path for disk in blk) == disks
+    assert "".join(disk.path for disk in units) == scsi
+    assert all(unit.cdrom for unit in units if unit.path == "c")
+
+
+def test_an_image_that_is_not_raw_is_named_with_what_makes_it_so(tmp_path: Path) -> None:
+    image = tmp_path / "web.qcow2"
+    image.write_bytes(b"QFI\xfb" + bytes(508))
+    for line in (f"-hda {image}", f"-drive file={image},if=virtio,format=qcow2"):
+        [text] = lacking(parse(words(f"-kernel k {line}")))
+        assert "qemu-img convert -O raw" in text
+
+
+@pytest.mark.guest
+def test_the_pages_line_with_a_disk_and_a_kernel(tmp_path: Path) -> None:
+    """-hda DISK, its kernel named beside it: the guest finds the disk and ends."""
+    from kvmkit.guest import images
+
+    image = images.ensure()
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(3 << 20))
+    append = f"console=ttyS0 {image.append} panic=-1 kvmkit.channel=console quiet"
+    line = ["-accel", "tcg", "-m", "256", "-mem-path", str(tmp_path), "-hda", str(disk), "-kernel", str(image.kernel)]
+    line += ["-initrd", str(image.initrd), "-append", append, "-nographic"]
+    program = [sys.executable, "-m", "kvmkit", "qemu", *line]
+    environment = {**os.environ, "PYTHONPATH": str(Path(kvmkit.__file__).parent.parent)}
+    # The shell asks where the cursor is, and takes what comes for the answer.
+    script = b"\x1b[1;1Recho size $(cat /sys/block/vda/size) end; poweroff -f\n"
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env=environment) as guest:  # fmt: skip
+        assert guest.stdin is not None
+        assert guest.stdout is not None
+        said = b""
+        while b"\x1b[6n" not in said and (data := os.read(guest.stdout.fileno(), 4096)):
+            said += data
+        try:
+            out, err = guest.communicate(script, timeout=60)
+        finally:
+            guest.kill()
+    assert b"size 6144 end" in out, (out[-500:], err)
+    assert b"there is no IDE" in err
 
 
 def test_help_is_ours() -> None:

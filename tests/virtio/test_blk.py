@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -230,3 +231,32 @@ def test_files_that_are_no_disk(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=why):
             DiskFile(str(tmp_path / name))
         assert len(os.listdir("/proc/self/fd")) == before, name
+
+
+def test_rate_limits_change_while_it_works(make: Make) -> None:
+    disk = make()
+    disk.device.set_limit(operations=100, operation_burst=1)
+    began = time.monotonic()
+    for _ in range(21):
+        disk.ask(READ, room=512)
+    assert time.monotonic() - began >= 0.18, "20 more than the burst, at 100 a second"
+    disk.device.set_limit(bytes=1 << 20, byte_burst=4096)
+    began = time.monotonic()
+    for _ in range(5):
+        disk.ask(READ, room=65536)
+    assert time.monotonic() - began >= 0.2, "256 KiB before the last, at 1 MiB a second"
+    disk.device.set_limit(bytes=1, byte_burst=1)  # so slow that it never ends by itself
+    for i in range(3):
+        at = disk.buffers + 0x10000 + 0x1000 * i
+        disk.memory.write(at, struct.pack("<IIQ", READ, 0, 0))
+        disk.queues[0].add([(at, 16, False), (at + 64, 513, True)])
+    disk.ring(0)
+    assert len(disk.collect(0, 1)) == 1
+    assert disk.wait_interrupt(0.05) == 0
+    disk.device.set_limit()
+    assert len(disk.collect(0, 2)) == 2
+    disk.device.set_limit(bytes=1, byte_burst=1)
+    disk.ask(READ, room=512)
+    disk.start()  # a reset does not wait for it
+    with pytest.raises(BadInput, match="rate limit"):
+        disk.device.set_limit(bytes=-1)

@@ -9,6 +9,7 @@ Sources: Multiboot Specification 0.6.96; Intel SDM volume 3, 10.8.5 (entering IA
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Literal
 
 Kind = Literal["port", "device", "memory"]
@@ -51,16 +52,24 @@ def build(kind: Kind, exits: int) -> bytes:
     """
     if not 1 <= exits <= MAX_EXITS:
         raise ValueError(f"{exits} exits")
-    image = bytearray(SIZE)
+    return image(_user(kind, exits), {})
+
+
+def image(user: bytes, data: Mapping[int, bytes]) -> bytes:
+    """An ELF file that runs `user` (64-bit code at USER) in ring 3, with `data` at addresses from BASE + SIZE on."""
+    image = bytearray(max([BASE + SIZE, *(address + len(part) for address, part in data.items())]) - BASE)
 
     def put(address: int, data: bytes) -> None:
         image[address - BASE : address - BASE + len(data)] = data
+
+    for address, part in data.items():
+        put(address, part)
 
     magic = 0x1BADB002
     put(BASE, struct.pack("<III", magic, 0, -magic & 0xFFFFFFFF))
     put(ENTRY, _to_long_mode())
     put(LONG, _to_ring_3())
-    put(USER, _user(kind, exits))
+    put(USER, user)
     put(GDTR, struct.pack("<HI", 63, GDT))
     # Null, 32-bit code, 64-bit code, data, then data and 64-bit code of ring 3, and the task state.
     task = 0x0000890000000000 | TSS_LIMIT | (TSS & 0xFFFFFF) << 16
@@ -132,9 +141,16 @@ def _user(kind: Kind, exits: int) -> bytes:
     def leave(times: int) -> bytes:
         return target + _word("b9", times) + loop  # mov ecx, times
 
-    finish = _word("ba", DEBUG_EXIT) + bytes.fromhex("31c0 ee ebfe")  # xor eax, eax; out dx, al; 1: jmp 1b
-    return leave(WARM_UP) + _say(START) + leave(exits) + _say(END) + leave(TAIL) + finish
+    return leave(WARM_UP) + say(START) + leave(exits) + say(END) + leave(TAIL) + FINISH
 
 
-def _say(text: bytes) -> bytes:
+def tail() -> bytes:
+    """TAIL writes to a port of nobody's, and the end."""
+    return _word("ba", UNCLAIMED_PORT) + _word("b9", TAIL) + bytes.fromhex("ee ffc9 75fb") + FINISH
+
+
+def say(text: bytes) -> bytes:
     return _word("ba", SERIAL) + b"".join(bytes((0xB0, byte, 0xEE)) for byte in text)  # mov al, byte; out dx, al
+
+
+FINISH = _word("ba", DEBUG_EXIT) + bytes.fromhex("31c0 ee ebfe")  # xor eax, eax; out dx, al; 1: jmp 1b

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
+    from kvmkit.bench.blk import BlkReport
     from kvmkit.bench.boot import BootReport
     from kvmkit.bench.exits import ExitsReport
 
@@ -18,6 +19,7 @@ EPILOG = """\
 examples:
   kvmkit bench boot --runs 10         Debian's kernel to user space, in turn with QEMU
   kvmkit bench exits --json           exits to user space on KVM, in turn with a bare loop and QEMU
+  kvmkit bench blk                    a disk on KVM, in turn with QEMU
 
 exit status: 0 all was measured; 1 a run failed (it is told, and counts nowhere) or /dev/kvm can't be used.
 Without QEMU, kvmkit is measured alone.
@@ -37,7 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     boot.add_argument("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM (default: 512M)")
     exits = topics.add_parser("exits", help="exits on KVM", description="Time exits to user space on KVM.")
     exits.add_argument("--seconds", default="0.3", metavar="S", help="how long one round takes (default: 0.3)")
-    for topic, timeout in ((boot, BOOT_TIMEOUT), (exits, EXITS_TIMEOUT)):
+    blk = topics.add_parser("blk", help="a disk on KVM", description="Time reads and writes of a disk on KVM.")
+    blk.add_argument("--seconds", default="0.5", metavar="S", help="how long one round takes (default: 0.5)")
+    for topic, timeout in ((boot, BOOT_TIMEOUT), (exits, EXITS_TIMEOUT), (blk, EXITS_TIMEOUT)):
         topic.add_argument("--runs", default="5", metavar="N", help="rounds (default: 5)")
         topic.add_argument(
             "--timeout",
@@ -51,7 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     runs = int(_number(args.runs, "--runs", 1, MOST_RUNS, whole=True))
     timeout = _number(args.timeout, "--timeout", 0.1, 1e6)
-    return _boot(args, runs, timeout) if args.topic == "boot" else _exits(args, runs, timeout)
+    topics = {"boot": _boot, "exits": _exits, "blk": _blk}
+    return topics[args.topic](args, runs, timeout)
 
 
 def _boot(args: argparse.Namespace, runs: int, timeout: float) -> int:
@@ -87,7 +92,23 @@ def _exits(args: argparse.Namespace, runs: int, timeout: float) -> int:
     return 1 if report.failures else 0
 
 
-def _print_json(report: BootReport | ExitsReport) -> None:
+def _blk(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    from kvmkit.accel.choose import choose
+    from kvmkit.bench import blk
+    from kvmkit.guest.progress import Shown
+
+    seconds = _number(args.seconds, "--seconds", 0.01, MOST_SECONDS)
+    choose("kvm")
+    with Shown() as progress:
+        report = blk.measure(seconds, runs, timeout, progress)
+    if args.json:
+        _print_json(report)
+    else:
+        blk.show(report, sys.stdout)
+    return 1 if report.failures else 0
+
+
+def _print_json(report: BootReport | ExitsReport | BlkReport) -> None:
     import msgspec
 
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show = verbs.add_parser(
         "show",
         help="the features a guest sees with --cpu MODEL[,+FEATURE][,-FEATURE]",
-        description="Show what a guest sees with --cpu MODEL[,+FEATURE][,-FEATURE] on KVM.",
+        description="Show what a guest sees with --cpu MODEL[,+FEATURE][,-FEATURE], on each engine.",
     )
     show.add_argument("model", metavar="MODEL", help="as for --cpu: host, x86-64-v2,+avx2, host,-x2apic")
+    show.add_argument("--accel", choices=("kvm", "tcg"), help="on this engine only")
     show.add_argument("--json", action="store_true", help="print them as JSON")
 
 
@@ -44,49 +46,97 @@ def supported() -> Table:
         system.close()
 
 
-def _list(args: argparse.Namespace) -> int:
-    from kvmkit.accel.cpuid import MODELS, Baseline, missing
+def software() -> Table:
+    """What the software CPU can show a guest."""
+    from kvmkit.accel.tcg import features
+
+    return features.supported()
+
+
+def _engines() -> tuple[dict[str, Table | None], str]:
+    """What each engine can give, None where that is not known, and why not."""
     from kvmkit.errors import HostError
 
     try:
-        table, why = supported(), ""
+        return {"kvm": supported(), "tcg": software()}, ""
     except HostError as error:  # the models can be named all the same
-        table, why = None, str(error)
-    models = {}
+        return {"kvm": None, "tcg": software()}, str(error)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from kvmkit.accel import models
+    from kvmkit.accel.cpuid import MODELS, Baseline, missing
+
+    engines, why = _engines()
+    told = {}
     for name, model in MODELS.items():
         text = model.description if isinstance(model, Baseline) else model
-        models[name] = {"description": text, "missing": None if table is None else missing(name, table)}
+        lacks = {engine: None if table is None else missing(name, table) for engine, table in engines.items()}
+        told[name] = {"description": text, "missing": lacks}
     if args.json:
-        print(json.dumps({"models": models, "reason": why}, indent=2))
+        print(json.dumps({"models": told, "aliases": models.ALIASES, "reason": why}, indent=2))
         return 0
-    width = max(map(len, models))
-    for name, told in models.items():
-        print(f"{name:<{width}}  {told['description']}")
-        if told["missing"]:
-            print(f"{'':<{width}}  this host lacks: {' '.join(told['missing'])}")
+    width = max(len(name) for name in told if not _is_version(name))
+    print(f"{'model':<{width}}  {'kvm':<9}  {'tcg':<9}  what it is")
+    for name, row in told.items():
+        if not _is_version(name):
+            kvm, tcg = (_word(row["missing"][engine]) for engine in ("kvm", "tcg"))  # type: ignore[index] # a dict
+            print(f"{name:<{width}}  {kvm:<9}  {tcg:<9}  {row['description']}")
+    others = [name for name in [*told, *models.ALIASES] if _is_version(name)]
+    print("versions and other names of these:")
+    print(fill(" ".join(others), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
     if why:
-        print(f"what this host can give of them is not known: {why}")
-    print("these are for KVM; the software CPU (tcg) has one model of its own, without AVX")
+        print(f"what this host's KVM can give of them is not known: {why}")
+    print("all: the host has every feature of the model; kvmkit cpu show MODEL names those that it lacks")
     return 0
 
 
+def _is_version(name: str) -> bool:
+    from kvmkit.accel.models import ALIASES
+
+    return name in ALIASES or (name[-3:-1] == "-v" and not name.startswith("x86-64"))
+
+
+def _word(lacking: list[str] | None) -> str:
+    return "?" if lacking is None else f"lacks {len(lacking)}" if lacking else "all"
+
+
 def _show(args: argparse.Namespace) -> int:
-    from kvmkit.accel.cpuid import has, missing, select
+    from kvmkit.accel.cpuid import has, missing, parse, select
     from kvmkit.accel.features import FEATURES
+    from kvmkit.errors import BadInput
 
-    table = supported()
-    chosen = select(args.model, table)
-    seen = [name for name in FEATURES if has(chosen, name)]
-    lacking = missing(args.model, table)
+    parse(args.model)
+    engines, why = _engines()
+    told = {}
+    for engine, table in engines.items():
+        if table is None or args.accel not in (None, engine):
+            continue
+        try:
+            chosen = select(args.model, table)
+        except BadInput as error:
+            if args.accel:
+                raise
+            told[engine] = {"features": [], "missing": [], "refused": str(error)}
+            continue
+        seen = [name for name in FEATURES if has(chosen, name)]
+        told[engine] = {"features": seen, "missing": missing(args.model, table)}
+    if args.accel and not told:
+        raise BadInput(why)
     if args.json:
-        print(json.dumps({"model": args.model, "features": seen, "missing": lacking}, indent=2))
+        print(json.dumps({"model": args.model, "engines": told, "reason": why}, indent=2))
         return 0
-    from textwrap import fill
-
-    print(f"--cpu {args.model} shows a guest {len(seen)} features:")
-    print(fill(" ".join(seen), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
-    if lacking:
-        print(f"of the model this host lacks: {' '.join(lacking)}")
-    nested = "vmx" in seen or "svm" in seen
-    print(f"nested VMs: {'a guest can run KVM itself' if nested else 'no (neither vmx nor svm)'}")
+    for engine, row in told.items():
+        if "refused" in row:
+            print(f"on {engine}: {row['refused']}")
+            continue
+        print(f"--cpu {args.model} on {engine} shows a guest {len(row['features'])} features:")
+        for label, names in (("", row["features"]), ("of the model this host lacks: ", row["missing"])):
+            if names:
+                text = label + " ".join(names)
+                print(fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+        nested = "vmx" in row["features"] or "svm" in row["features"]
+        print(f"  nested VMs: {'a guest can run KVM itself' if nested else 'no (neither vmx nor svm)'}")
+    if why:
+        print(f"on kvm: not known: {why}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Literal
 
 from kvmkit.errors import BadInput
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if words in (["-h"], ["-help"], ["--help"]):
         print(args.parser.format_help(), end="")
         return 0
-    from kvmkit.manager.fit import lacking, unasked
+    from kvmkit.manager.fit import fitted_disks, lacking, unasked
     from kvmkit.manager.qemu_args import parse
 
     show = words[:1] == ["--show"]
@@ -51,9 +52,18 @@ def run(args: argparse.Namespace) -> int:
     from kvmkit.cli.run import run_spec
     from kvmkit.manager.spec import VmSpec
 
+    disks, scsi = fitted_disks(description)
+    transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
     spec = VmSpec(
         accel=description.accel,
         memory=f"{description.memory.size // 1024}K",
+        hugepages="default" if description.memory.hugepages and not description.memory.path else "",
+        memory_path=description.memory.path,
+        preallocate=description.memory.preallocate,
+        disks=disks,
+        scsi=scsi,
+        rng=description.rng,
+        transport=transport,
         cpus=description.cpus,
         cpu=description.cpu or "max",
         kernel=description.kernel,

@@ -28,6 +28,8 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
+  kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
@@ -40,6 +42,10 @@ A VM is removed when it ends, unless it has a name or is detached; --rm removes 
 
 exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout; 130 Ctrl-C; 143 SIGTERM;
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
+
+
+GIVEN = "name accel memory cpus cpu nested hugepages transport kernel append timeout".split()
+"""Options that are fields of a VmSpec as they come."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +70,11 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--memory", "-m", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
     add("--cpus", type=whole_number, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
+    nested = parser.add_mutually_exclusive_group()
+    nested.add_argument("--nested", action="store_true", default=None, help="let the guest run VMs of its own")
+    nested.add_argument("--no-nested", dest="nested", action="store_false", help="hide vmx and svm from it")
+    text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
+    add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
     add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
@@ -83,11 +94,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     from kvmkit.machine import parse_disk, parse_scsi
     from kvmkit.manager.spec import VmSpec
 
-    given = {
-        name: value
-        for name in ("name", "accel", "memory", "cpus", "cpu", "transport", "kernel", "append", "timeout")
-        if (value := getattr(args, name, None)) is not None
-    }
+    given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
     for name in ("name", "kernel"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")

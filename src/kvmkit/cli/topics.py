@@ -60,7 +60,7 @@ FILES = """
 Files
 
   ~/.cache/kvmkit          what can be made again: guest images, unpacked kernels, the measurement of /dev/kvm
-  ~/.local/share/kvmkit    what can't
+  ~/.local/share/kvmkit    what can't: VMs
   $XDG_RUNTIME_DIR/kvmkit  what ends with the login
 
 XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one directory.
@@ -79,9 +79,14 @@ In the guest they are /dev/vda, /dev/vdb and so on, by virtio-blk; its kernel ne
 CONFIG_VIRTIO_MMIO. What the guest has flushed (sync, fsync) is on the host's disk, whatever happens then. A disk that
 is written is locked: no second VM can have it.
 
+SCSI disks and CD-ROMs (--scsi PATH[,ro][,cd][,serial=TEXT]) are /dev/sda and /dev/sr0 and so on, by virtio-scsi
+(CONFIG_SCSI_VIRTIO): target 0 is the first, 1 the second. Disks by virtio-blk are faster. With --transport pci the
+kernel needs CONFIG_VIRTIO_PCI instead.
+
   truncate -s 1G disk.raw
   kvmkit run --disk disk.raw
   kvmkit run --disk disk.raw,ro --disk /dev/sdb,direct -- sh -c 'sha256sum /dev/vd?'
+  kvmkit run --scsi disk.raw --scsi debian.iso,cd
 """
 
 TOPICS: dict[str, Topic] = {

@@ -41,7 +41,7 @@ _ETC = {
     "profile": f"export PATH={_PATH}\nexport PS1='\\u@\\h:\\w\\$ '\numask 022\n",
 }
 
-# Run once by the agent: drivers of transports, and then of what stands behind them.
+# Run once by the agent: drivers of transports, and then of what stands behind them, a step at a time.
 _LOAD_DRIVERS = """\
 load() {
 	names=$(cat "$@" 2>/dev/null | sort -u)
@@ -49,6 +49,7 @@ load() {
 }
 load /sys/bus/platform/devices/LNRO0005:*/modalias /sys/bus/pci/devices/*/modalias
 load /sys/bus/virtio/devices/*/modalias
+load /sys/bus/scsi/devices/*/modalias
 """
 
 

@@ -15,13 +15,14 @@ from kvmkit.devices.rtc import Rtc
 from kvmkit.devices.serial import SerialPort
 from kvmkit.devices.sinks import Sink
 from kvmkit.machine.virtio import VirtioDevices
-from kvmkit.memory import GuestMemory
+from kvmkit.memory.backing import allocate
 
 if TYPE_CHECKING:
     from kvmkit.accel import Engine, VirtualCpu, VirtualMachine
     from kvmkit.boot.acpi.pci import PciHost
     from kvmkit.devices.lines import Timed
     from kvmkit.machine.spec import MachineSpec
+    from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
 
 SERIAL_REGISTERS = 8
@@ -57,11 +58,13 @@ class Board:
         self.rsdp = 0
         self.vcpus = []
         self.pci: HostBridge | None = None
-        self.memory = GuestMemory(spec.memory)
+        self.memory = allocate(
+            spec.memory, hugepages=spec.hugepages, path=spec.memory_path, preallocate=spec.preallocate
+        )
         try:
             self.ports = AddressSpace("ports")
             self.mmio = AddressSpace("memory")
-            self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu, cpus=spec.cpus)
+            self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu_text, cpus=spec.cpus)
             self.pci = self._add_pci() if spec.transport == "pci" else None
             self._add_serial(console, agent)
             self._add_platform(events, debug)

@@ -79,11 +79,24 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     triple_fault: Literal["end", "reset"] = "end"
     """What a triple fault is: the end, with a report, or (as on a PC) a reset."""
     timeout: float | None = None
+    hugepages: Literal["", "default", "2M", "1G", "transparent"] = ""
+    """Guest RAM on reserved huge pages of the kernel's default size or of this one, or on transparent ones."""
+    memory_path: str = ""
+    """Guest RAM in a file here: a mount of hugetlbfs, as QEMU's -mem-path."""
+    preallocate: bool = False
+    """Have all of guest RAM before the guest starts."""
+    nested: bool | None = None
+    """Whether the guest sees vmx or svm, to run VMs of its own; None: as the CPU model has it."""
     disks: tuple[Disk, ...] = ()
     scsi: tuple[ScsiDisk, ...] = ()
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
+
+    @property
+    def cpu_text(self) -> str:
+        """The CPU model with its changes, as engines take it."""
+        return self.cpu if self.nested is None else f"{self.cpu},{'+' if self.nested else '-'}nested"
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be. Engine, model and files are looked at when they are used."""

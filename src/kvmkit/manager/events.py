@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from kvmkit.manager import files
 from kvmkit.paths import data_dir
 
 LARGEST = 1 << 20
@@ -32,7 +33,7 @@ def path() -> Path:
 
 def note(vm: str, event: str, detail: str = "") -> None:
     """Append an event. A line is written by one call, so that those of several processes don't mix."""
-    line = msgspec.json.encode(Event(time=time.time(), vm=vm, event=event, detail=detail)) + b"\n"
+    line = msgspec.json.encode(Event(time=time.time(), vm=vm, event=event, detail=files.text(detail))) + b"\n"
     try:
         file = path()
         fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

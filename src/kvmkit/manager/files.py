@@ -10,6 +10,11 @@ import os
 LARGEST = 16 << 20
 
 
+def text(data: str) -> str:
+    """The same, fit for JSON: a name that is not UTF-8 has surrogates in it."""
+    return data.encode("utf-8", "replace").decode()
+
+
 def read(directory: int, name: str) -> bytes:
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:

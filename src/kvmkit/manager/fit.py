@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvmkit.manager.description import Description
+from kvmkit.machine import spec as machine
+from kvmkit.manager.description import Description, Disk
 
 
 def lacking(description: Description) -> list[str]:
@@ -14,13 +15,11 @@ def lacking(description: Description) -> list[str]:
 
 def _lacking(description: Description) -> Iterator[str]:
     if not description.kernel:
-        yield "a start without -kernel (by firmware, from a disk)"
+        yield "a start by firmware from a disk: name its kernel with -kernel, -initrd and -append root=/dev/vda1"
     for disk in description.disks:
-        yield f"the {disk.media} {disk.path}"
+        yield from _disk_lacks(disk)
     for network in description.networks:
         yield f"the {network.kind} network"
-    if description.memory.path or description.memory.hugepages:
-        yield f"memory on huge pages{f' ({description.memory.path})' if description.memory.path else ''}"
     firmware = description.firmware
     for image in (firmware.bios, firmware.code, firmware.variables):
         if image:
@@ -36,9 +35,8 @@ def _lacking(description: Description) -> Iterator[str]:
         yield "a graphics card"
     for device in description.input:
         yield f"a {device}"
-    for there, name in ((description.rng, "virtio-rng"), (description.balloon, "virtio-balloon")):
-        if there:
-            yield name
+    if description.balloon:
+        yield "virtio-balloon"
     if description.vsock is not None:
         yield "virtio-vsock"
     if description.daemonize:
@@ -47,11 +45,63 @@ def _lacking(description: Description) -> Iterator[str]:
         yield "-pidfile"
 
 
+def _disk_lacks(disk: Disk) -> Iterator[str]:
+    kind = disk.format or image_format(disk.path)
+    if kind != "raw":
+        convert = f"qemu-img convert -O raw {disk.path} disk.raw"
+        yield f"{kind} images such as {disk.path}; nearest: a raw one ({convert})"
+    if disk.snapshot:
+        yield f"-snapshot of {disk.path}; nearest: a copy of it, or readonly=on"
+
+
+def image_format(path: str) -> str:
+    """What a disk image's first bytes say it is; raw where they say nothing, or can't be read (told when opened)."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return "raw"
+    for magic, name in MAGICS.items():
+        if head.startswith(magic):
+            return name
+    return "raw"
+
+
+MAGICS = {
+    b"QFI\xfb": "qcow2",
+    b"KDMV": "vmdk",
+    b"COWD": "vmdk",
+    b"vhdxfile": "vhdx",
+    b"conectix": "vpc",
+    b"QED\0": "qed",
+}
+
+
+def fitted_disks(description: Description) -> tuple[tuple[machine.Disk, ...], tuple[machine.ScsiDisk, ...]]:
+    """(virtio-blk disks, SCSI units). What was on IDE is a virtio disk here, a CD-ROM a SCSI one."""
+    disks: list[machine.Disk] = []
+    scsi: list[machine.ScsiDisk] = []
+    for disk in description.disks:
+        direct = disk.cache in ("none", "directsync")
+        if disk.media == "cdrom" or disk.bus == "scsi":
+            cdrom = disk.media == "cdrom"
+            scsi.append(
+                machine.ScsiDisk(path=disk.path, readonly=disk.readonly or cdrom, cdrom=cdrom, serial=disk.serial)
+            )
+        else:
+            disks.append(machine.Disk(path=disk.path, readonly=disk.readonly, direct=direct, serial=disk.serial))
+    return tuple(disks), tuple(scsi)
+
+
 def unasked(description: Description) -> list[str]:
     """What QEMU would have given without being asked and our machine does not: worth a word, no reason to stop."""
     found = []
     if description.defaults and not description.networks:
         found.append("QEMU would have given the guest a network card; this machine has none")
+    for disk in description.disks:
+        if disk.bus == "ide":
+            kind = "a SCSI CD-ROM (/dev/sr0)" if disk.media == "cdrom" else "a virtio disk (/dev/vda, ...)"
+            found.append(f"there is no IDE: the guest has {disk.path} as {kind}")
     if description.display == "window":
         found.append("there is no window: the guest's serial console is on this terminal")
     return found

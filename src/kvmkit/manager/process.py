@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     import faulthandler
 
     from kvmkit.errors import KvmkitError
+    from kvmkit.manager import files
 
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # its threads, to the log, when it seems to hang
@@ -38,7 +39,9 @@ def main(argv: list[str]) -> int:
     try:
         vmm, run = _start(name, began)
     except (KvmkitError, OSError, MemoryError) as error:
-        _tell(ready, {"error": str(error) or type(error).__name__, "status": getattr(error, "exit_status", 1)})
+        _tell(
+            ready, {"error": files.text(str(error)) or type(error).__name__, "status": getattr(error, "exit_status", 1)}
+        )
         return 1
     _tell(ready, {"ok": True})
     ended = run()
@@ -61,8 +64,12 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
-    wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
-    vmm = Vmm(own, wanted.machine(), with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+    try:
+        wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
+        vmm = Vmm(own, wanted.machine(), with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+    except BaseException:
+        own.close()  # the lock with it, before anybody is told
+        raise
     signals = _signals()
     vmm.server.watch(signals, lambda events: _terminated(vmm, signals))
     job = Job(vmm, list(wanted.command)) if wanted.command else None

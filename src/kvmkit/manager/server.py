@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvmkit.errors import BadInput, KvmkitError
-from kvmkit.manager import wire
+from kvmkit.manager import files, wire
 from kvmkit.manager.wire import More, Request
 
 MOST_PEERS = 200
@@ -245,7 +245,7 @@ class Server:
             call()
         except KvmkitError as error:
             if not peer.raw:
-                peer.say({"error": str(error), "status": error.exit_status})
+                peer.say({"error": files.text(str(error)), "status": error.exit_status})
             peer.closing = True
         except Exception as error:
             self._complain(error)

@@ -33,8 +33,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     accel: Annotated[Literal["auto", "kvm", "tcg"], Meta(description="the engine")] = "auto"
     cpu: Annotated[str, Meta(description="CPU model, as `kvmkit cpu list` names them")] = "max"
     cpus: Annotated[int, Meta(description="vCPUs", ge=1, le=4096)] = 1
+    nested: Annotated[bool | None, Meta(description="whether the guest may run VMs; none: as the model has it")] = None
     transport: Annotated[Literal["mmio", "pci"], Meta(description="how the guest finds its devices")] = "mmio"
     memory: Annotated[str | int, Meta(description='guest RAM, such as "512M" or "2G"; a number is MiB')] = "512M"
+    hugepages: Annotated[
+        Literal["", "default", "2M", "1G", "transparent"], Meta(description="guest RAM on huge pages of this size")
+    ] = ""
+    memory_path: Annotated[str, Meta(description="guest RAM in a file here, such as /dev/hugepages")] = ""
+    preallocate: Annotated[bool, Meta(description="have all of guest RAM before the guest starts")] = False
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
@@ -59,6 +65,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         from kvmkit.accel import cpuid
         from kvmkit.machine import parse_size
         from kvmkit.manager import names
+        from kvmkit.memory import backing
 
         if self.name:
             names.check(self.name)
@@ -66,6 +73,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
         parse_size(str(self.memory))
         cpuid.parse(self.cpu)
+        if self.hugepages:
+            backing.check_choice(self.hugepages)
         for disk in self.disks:
             disk.check()
         if self.initrd and not self.kernel:
@@ -79,6 +88,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return msgspec.structs.replace(
             self,
             kernel=os.path.join(base, self.kernel) if self.kernel else "",
+            memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
@@ -92,9 +102,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         """The machine, with the image built if it is not there. `attached`: the console is on this terminal."""
         from kvmkit.accel.choose import choose
         from kvmkit.machine import MachineSpec, parse_size
+        from kvmkit.memory import backing
 
         self.check()
         choose(self.accel)
+        backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
         kernel, initrd, append = self.kernel, self.initrd, self.append or ""
         if self.alone:
             if self.append is None and not is_multiboot(kernel):
@@ -116,6 +128,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             cpu=self.cpu,
             cpus=self.cpus,
             memory=parse_size(str(self.memory)),
+            hugepages=self.hugepages,
+            memory_path=self.memory_path,
+            preallocate=self.preallocate,
+            nested=self.nested,
             transport=self.transport,
             disks=self.disks,
             scsi=self.scsi,

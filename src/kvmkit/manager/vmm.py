@@ -18,7 +18,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, outcome, record, tasks, wire
+from kvmkit.manager import events, files, outcome, record, tasks, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.record import Ended
@@ -90,9 +90,12 @@ class Vmm:
         self._close_files()
         self.noted.state = "ended"
         self.noted.ended = Ended(
-            reason="not started", status=getattr(error, "exit_status", 1), detail=str(error), at=time.time(),
+            reason="not started",
+            status=getattr(error, "exit_status", 1),
+            detail=files.text(str(error)),
+            at=time.time(),
             wanted=False,
-        )  # fmt: skip
+        )
         try:
             self.home.store(self.noted)
         except OSError:

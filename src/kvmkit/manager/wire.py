@@ -103,8 +103,8 @@ class Connection:
             self._socket.sendall(data[sent:])
         except TimeoutError:
             raise Refused("its process does not answer (see `kvmkit kill`)") from None
-        except OSError:
-            raise NotRunning("its process has gone") from None
+        except OSError as error:
+            raise NotRunning(f"its process has gone ({error.strerror})") from None
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next line, waiting `timeout` seconds (None: without end). None: the connection has ended.

@@ -9,6 +9,7 @@ cdef extern from * nogil:
     void _store32 "__atomic_store_n"(uint32_t *, uint32_t, int)
     uint32_t fetch_or32 "__atomic_fetch_or"(uint32_t *, uint32_t, int)
     uint32_t fetch_and32 "__atomic_fetch_and"(uint32_t *, uint32_t, int)
+    uint32_t exchange32 "__atomic_exchange_n"(uint32_t *, uint32_t, int)
     void fence "__atomic_thread_fence"(int)
     int RELAXED "__ATOMIC_RELAXED"
     int ACQUIRE "__ATOMIC_ACQUIRE"

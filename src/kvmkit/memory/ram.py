@@ -13,6 +13,7 @@ from kvmkit.errors import BadInput, HostError
 
 PAGE = 4096
 HUGE = 2 << 20
+MADV_POPULATE_WRITE = 23  # <linux/mman.h>, since Linux 5.14; Python has no name for it
 HOLE: int = 0xC0000000
 """Where RAM below 4 GiB ends: from here to HIGH_RAM are devices, firmware and the interrupt controllers."""
 HIGH_RAM: int = 0x100000000
@@ -25,19 +26,24 @@ class GuestMemory:
     Host and guest share the mapping: a device writes where the guest reads. `shared` puts the bytes in a memfd
     (`fd`), so that another process can map them too. Otherwise they are anonymous (`fd` is -1) and the kernel is
     asked for huge pages: most hosts give a memfd none, and each small page costs a fault, under KVM an exit too.
+
+    `fd`, when given, is the file to use instead, and becomes this object's; its pages have `page` bytes. `populate`
+    has the kernel find all pages now. `kvmkit.memory.backing` makes these.
     """
 
-    def __cinit__(self, size, shared=False):
+    def __cinit__(self, size, shared=False, fd=-1, page=PAGE, populate=False):
         if size <= 0 or size % PAGE:
             raise BadInput(f"guest memory of {size} bytes is not a positive multiple of {PAGE}")
         self.size = size
         self.low = min(size, HOLE)
-        self.fd = -1
+        self.fd = fd
+        span = (size + page - 1) // page * page
         try:
-            if shared:
+            if shared and fd < 0:
                 self.fd = os.memfd_create("kvmkit-ram", os.MFD_CLOEXEC)
-                os.ftruncate(self.fd, size)
-                self.mapping = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED)
+            if self.fd >= 0:
+                os.ftruncate(self.fd, span)
+                self.mapping = mmap.mmap(self.fd, span, flags=mmap.MAP_SHARED)
             else:
                 self.mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
@@ -45,11 +51,18 @@ class GuestMemory:
             raise HostError(f"can't reserve {size >> 20} MiB for the guest: {error.strerror}") from error
         view: cython.uchar[:] = self.mapping
         self.base = cython.address(view[0])
-        if not shared:  # KVM maps a huge page only where guest and host addresses agree in its low bits
+        start: uintptr_t = 0
+        if self.fd < 0:  # KVM maps a huge page only where guest and host addresses agree in its low bits
             start = -cython.cast(uintptr_t, self.base) % HUGE
             self.base += start
             with contextlib.suppress(OSError):  # a kernel without them
                 self.mapping.madvise(mmap.MADV_HUGEPAGE, start, size)
+        if populate:
+            try:
+                self.mapping.madvise(MADV_POPULATE_WRITE, start, span)
+            except OSError as error:
+                self.close()
+                raise HostError(f"can't have {size >> 20} MiB at once for the guest: {error.strerror}") from error
         self.ram.base = self.base
         self.ram.size = self.size
         self.ram.low = self.low

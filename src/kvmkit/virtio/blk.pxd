@@ -66,6 +66,7 @@ cdef struct BlkLane:
     Request *requests
     int free  # -1: none
     int in_flight
+    bint limited
     VirtQueue *q
 
 cdef class Blk(VirtioDevice):

@@ -51,6 +51,7 @@ from cython.cimports.kvmkit.virtio.blk import (
 )
 from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new, chain_read, chain_write, queue_break
 from cython.cimports.kvmkit.virtio.lane import POLLIN, Lane
+from cython.cimports.kvmkit.virtio.limit import limit_take
 from cython.cimports.kvmkit.virtio.queue import queue_get, queue_release
 from cython.cimports.kvmkit.virtio.ring import Chain, VirtQueue
 from cython.cimports.libc.errno import EAGAIN, EINTR, EINVAL, ENODEV, ENOSYS, EOPNOTSUPP, errno
@@ -215,6 +216,9 @@ class Blk(VirtioDevice):
     def serve(self, lane: Lane, q: cython.pointer(VirtQueue)) -> cython.void:
         c: cython.pointer(BlkLane) = cython.cast(cython.pointer(BlkLane), lane.context)
         while c.free >= 0:
+            c.limited = not self.may_begin(lane, q)
+            if c.limited:
+                return
             r: cython.pointer(Request) = cython.address(c.requests[c.free])
             if queue_get(q, r.chain) <= 0:
                 return
@@ -266,6 +270,8 @@ class Blk(VirtioDevice):
             return queue_break(c.q, "a request without a header or without room for its status")
         chain_read(chain, 0, cython.address(header), cython.sizeof(Header))
         r.type = header.type
+        if header.type != T_FLUSH and header.type != T_GET_ID:
+            limit_take(cython.address(self.limit), chain.write_bytes + chain.read_bytes - 1 - cython.sizeof(Header))
         if header.type == T_IN or header.type == T_OUT:
             r.left = chain.write_bytes - 1 if header.type == T_IN else chain.read_bytes - cython.sizeof(Header)
             r.offset = header.sector * 512
@@ -307,7 +313,8 @@ class Blk(VirtioDevice):
         queue_release(c.q, chain, cython.cast(uint32_t, chain.write_bytes))
         r.next = c.free
         c.free = cython.cast(cython.int, r - c.requests)
-        c.q.wanted = True
+        if not c.limited:  # else it goes on when the rate limit lets it, not when something has come back
+            c.q.wanted = True
 
     @cython.cfunc
     @cython.nogil

@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from kvmkit.memory.ram cimport GuestMemory
 from kvmkit.virtio.lane cimport Lane, Served
+from kvmkit.virtio.limit cimport Limit
 from kvmkit.virtio.ring cimport VirtQueue
 
 cdef class VirtioDevice(Served):
@@ -25,5 +26,7 @@ cdef class VirtioDevice(Served):
     cdef list lane_of
     cdef uint32_t interrupts_pending
     cdef int config_interrupt
+    cdef Limit limit
 
     cdef void interrupt_config(self) noexcept nogil
+    cdef bint may_begin(self, Lane lane, VirtQueue *q) noexcept nogil

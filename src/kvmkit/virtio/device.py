@@ -16,11 +16,13 @@ import os
 import threading
 
 import cython
+from cython.cimports.kvmkit.accel.tcg.threads import monotonic
 from cython.cimports.kvmkit.memory.ram import GuestMemory
 from cython.cimports.kvmkit.virtio.lane import Lane
+from cython.cimports.kvmkit.virtio.limit import limit_set, limit_wait
 from cython.cimports.kvmkit.virtio.queue import Queue
 from cython.cimports.kvmkit.virtio.ring import SEQ_CST, VirtQueue, fetch_and32, fetch_or32, load32
-from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.posix.unistd import write
 
 from kvmkit.errors import BadInput
@@ -155,6 +157,36 @@ class VirtioDevice(Served):
         fetch_or32(cython.address(self.interrupts_pending), 2, SEQ_CST)
         if self.config_interrupt >= 0:
             write(self.config_interrupt, cython.address(one), 8)
+
+    def set_limit(
+        self, *, bytes: float = 0, operations: float = 0, byte_burst: float = 0, operation_burst: float = 0
+    ) -> None:
+        """Let requests through at these rates a second on average, 0 for no limit; also while it works.
+
+        Bursts are what may come at once after a time of rest; 0: what one tenth of a second brings. For devices that
+        ask `may_begin`; BadInput for numbers that can't be.
+        """
+        if not all(0 <= number < 1e18 for number in (bytes, operations, byte_burst, operation_burst)):
+            raise BadInput(f"{self.name}: a rate limit is a number from 0 to 1e18")
+        limit_set(
+            cython.address(self.limit), bytes, byte_burst or bytes / 10, operations, operation_burst or operations / 10
+        )
+        with self.lock:  # who waits by the old rates looks again
+            for lane in self.lanes:
+                lane.hold()
+            self._go_on()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def may_begin(self, lane: Lane, q: cython.pointer(VirtQueue)) -> cython.bint:
+        """Whether the rate limit lets another request begin. False: `serve` is called again when it does."""
+        wait: int64_t = limit_wait(cython.address(self.limit))
+        if wait == 0:
+            return True
+        q.wanted = False
+        lane.due = monotonic() + wait
+        return False
 
     def needs_reset(self, why: str) -> None:
         """Only a reset by the driver brings the device back. Logged once; any thread may call it."""

@@ -12,6 +12,9 @@ cdef enum:  # how long it looks for more before it sleeps, in ns: at most, and w
     SPIN_MOST_NS = 50000
     SPIN_FIRST_NS = 4000
 
+cdef enum:
+    MOST_DISTRUST = 1024
+
 cdef enum:  # what a lane is to do, and what it does
     LANE_HOLD = 0
     LANE_RUN = 1
@@ -57,6 +60,8 @@ cdef class Lane:
     cdef pollfd fds[1 + LANE_WATCHES + LANE_QUEUES]  # our own, the watches, the doorbells
     cdef int64_t spin
     cdef int64_t most_spin
+    cdef bint spun_dry  # it has just looked for as long as it may, and found nothing
+    cdef int distrust, trust_in  # sleeps to let pass before it looks again, where that did not pay
     cdef bint fresh
     cdef uint32_t wanted
     cdef uint32_t state
@@ -72,5 +77,6 @@ cdef class Lane:
     cdef bint rest(self) noexcept nogil
     cdef bint round(self) noexcept nogil
     cdef bint end_round(self) noexcept nogil
+    cdef void adapt(self, int64_t slept) noexcept nogil
     cdef void sleep(self) noexcept nogil
     cdef void order(self, uint32_t wanted) noexcept nogil

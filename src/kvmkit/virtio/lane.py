@@ -2,7 +2,7 @@
 
 It serves chains while there are any, then looks for more for a short time (the driver need not ring, nor we be
 woken), and only then asks for the doorbell and sleeps. How long it looks adapts: longer when work came soon after it
-fell asleep, shorter when it did not.
+fell asleep, shorter when it did not, and not at all for a while where looking kept the driver from its processor.
 """
 
 import os
@@ -185,7 +185,9 @@ class Lane:
                     return
                 idle_since = 0
             if self.round():
-                idle_since = 0
+                if idle_since:
+                    self.distrust //= 2
+                    idle_since = 0
                 continue
             if self.spin:
                 now: int64_t = monotonic()
@@ -194,6 +196,7 @@ class Lane:
                 if now - idle_since < self.spin:
                     cpu_pause()
                     continue
+                self.spun_dry = self.spin == self.most_spin
             idle_since = 0
             if not self.end_round():
                 self.sleep()
@@ -268,6 +271,25 @@ class Lane:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
+    def adapt(self, slept: int64_t) -> cython.void:
+        """Choose how long to look for more before the next sleep."""
+        dry: cython.bint = self.spun_dry
+        self.spun_dry = False
+        if slept >= self.most_spin:
+            self.spin = self.spin // 2 if self.spin > SPIN_FIRST_NS else 0
+        elif dry:
+            # Nothing while we looked, and something as soon as we slept: the driver waits for our processor.
+            self.distrust = min(2 * self.distrust + 16, MOST_DISTRUST)
+            self.trust_in = self.distrust
+            self.spin = 0
+        elif self.trust_in:
+            self.trust_in -= 1
+        else:
+            self.spin = min(self.most_spin, max(2 * self.spin, SPIN_FIRST_NS))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def sleep(self) -> cython.void:
         span: timespec
         limit: cython.p_const_void = cython.NULL
@@ -281,10 +303,7 @@ class Lane:
             limit = cython.address(span)
         self.sleeps += 1
         ppoll(self.fds, 1 + LANE_WATCHES + self.count, limit, cython.NULL)
-        if monotonic() - before < self.most_spin:
-            self.spin = min(self.most_spin, max(2 * self.spin, SPIN_FIRST_NS))
-        else:
-            self.spin = self.spin // 2 if self.spin > SPIN_FIRST_NS else 0
+        self.adapt(monotonic() - before)
         if self.fds[0].revents:
             read(self.wake, cython.address(value), 8)
         for i in range(self.count):

@@ -3,6 +3,7 @@
 import cython
 from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new
 from cython.cimports.kvmkit.virtio.lane import Lane
+from cython.cimports.kvmkit.virtio.limit import limit_take
 from cython.cimports.kvmkit.virtio.queue import queue_get, queue_release
 from cython.cimports.kvmkit.virtio.ring import VirtQueue
 from cython.cimports.kvmkit.virtio.rng import MOST, getrandom
@@ -30,7 +31,7 @@ class Rng(VirtioDevice):
     @cython.nogil
     @cython.exceptval(check=False)
     def serve(self, lane: Lane, q: cython.pointer(VirtQueue)) -> cython.void:
-        while queue_get(q, self.chain) > 0:
+        while self.may_begin(lane, q) and queue_get(q, self.chain) > 0:
             done: uint64_t = 0
             i: uint16_t
             for i in range(self.chain.readable, self.chain.count):
@@ -40,4 +41,5 @@ class Rng(VirtioDevice):
                     done += got
                 if got < 0 or cython.cast(uint64_t, got) < self.chain.iov[i].iov_len:
                     break
+            limit_take(cython.address(self.limit), done)
             queue_release(q, self.chain, cython.cast(uint32_t, done))

@@ -82,6 +82,19 @@ def words_of(table: Table) -> dict[int, int]:
     return {index: table.get(word[:2], (0, 0, 0, 0))[word[2]] for word, index in WORDS.items()}
 
 
+def supported() -> Table:
+    """What a guest of this engine can be shown, told without making one: the features, by their words."""
+    b, c, d = (int.from_bytes(VENDOR[at : at + 4], "little") for at in (0, 8, 4))
+    table: Table = dict.fromkeys(LEAVES, (0, 0, 0, 0))
+    table[0, None] = (LEVEL, b, c, d)
+    table[0x80000000, None] = (EXTENDED_LEVEL, b, c, d)
+    for (leaf, subleaf, register), bits in masks(TRANSLATED).items():
+        values = list(table.get((leaf, subleaf), (0, 0, 0, 0)))
+        values[register] |= bits
+        table[leaf, subleaf] = (values[0], values[1], values[2], values[3])
+    return with_machine(table)
+
+
 CR4_ALWAYS = 0x7FF  # VME to OSXMMEXCPT: every 64-bit processor has these, whatever CPUID is made to show
 CR4_FEATURES = {11: "umip", 12: "la57", 16: "fsgsbase", 17: "pcid", 18: "xsave", 20: "smep", 21: "smap", 22: "pku"}
 

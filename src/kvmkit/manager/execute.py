@@ -1,0 +1,53 @@
+"""Run a command in the guest of a VM that runs, with descriptors of this process as its streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kvmkit.errors import BadInput, KvmkitError
+from kvmkit.manager import control, wire
+
+if TYPE_CHECKING:
+    from kvmkit.manager.home import Home
+
+
+def execute(
+    home: Home,
+    argv: Sequence[str],
+    *,
+    stdin: int | None = None,
+    stdout: int = 1,
+    stderr: int = 2,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
+    timeout: float | None = None,
+) -> int:
+    """Run it to its end; returns its status, as a shell has it. The descriptors stay the caller's.
+
+    A guest that is starting is waited for. Raises NotRunning, Refused (also when `timeout` seconds are over, with
+    exit status 124), and BadInput for what no command can be given.
+    """
+    env = dict(env or {})
+    if not argv:
+        raise BadInput("the command to run in the guest is empty")
+    if any("\udc80" <= c <= "\udcff" for text in [*argv, *env.values(), cwd] for c in text):
+        raise BadInput("arguments of a guest command must be UTF-8")
+    connection = control.connect(home)
+    try:
+        request = {
+            "kvmkit": wire.VERSION,
+            "verb": "exec",
+            "argv": list(argv),
+            "env": env,
+            "cwd": cwd,
+            "stdin": stdin is not None,
+            "timeout": timeout,
+        }
+        connection.send(request, [*([stdin] if stdin is not None else []), stdout, stderr])
+        answer = connection.receive()
+    finally:
+        connection.close()
+    if answer is None:
+        raise KvmkitError(f"the VM's process ended before {argv[0]} did")
+    return int(answer["exit"])

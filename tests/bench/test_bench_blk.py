@@ -1,0 +1,75 @@
+"""The disk benchmark: its driver does what it says, on the software CPU too, and the report adds up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kvmkit.bench import blk_kernel
+from kvmkit.bench.blk import BlkReport
+from kvmkit.bus import pc
+
+DISK = 1 << 20
+
+
+def run(tmp_path: Path, way: blk_kernel.Way, depth: int) -> tuple[int, bytes, bytes]:
+    """The driver's run of 100 requests: exit status, the disk before it and after it."""
+    kernel, path = tmp_path / "kernel.elf", tmp_path / "disk.raw"
+    kernel.write_bytes(blk_kernel.build(pc.VIRTIO_MMIO, way, 4096, depth, 100, DISK, sequential=True))
+    before = os.urandom(DISK)
+    path.write_bytes(before)
+    command = [sys.executable, "-m", "kvmkit", "run", "--accel", "tcg", "--memory", "16M", "--kernel", str(kernel)]
+    command += ["--debug-exit", "--disk", str(path), "--timeout", "60"]
+    done = subprocess.run(command, capture_output=True)
+    return done.returncode, before, path.read_bytes()
+
+
+@pytest.mark.parametrize("depth", [1, 32])
+def test_it_writes_where_it_says(tmp_path: Path, depth: int) -> None:
+    status, before, after = run(tmp_path, "write", depth)
+    assert status == 1
+    assert after[: 100 * 4096] == bytes(100 * 4096)
+    assert after[100 * 4096 :] == before[100 * 4096 :]
+
+
+def test_it_reads_and_changes_nothing(tmp_path: Path) -> None:
+    status, before, after = run(tmp_path, "read", 4)
+    assert status == 1
+    assert after == before
+
+
+def test_a_request_that_fails_ends_it(tmp_path: Path) -> None:
+    # All after the 256th of its places is beyond the disk's end, and so is place 300.
+    kernel, path = tmp_path / "kernel.elf", tmp_path / "disk.raw"
+    kernel.write_bytes(blk_kernel.build(pc.VIRTIO_MMIO, "read", 4096, 4, 300, 2 * DISK, sequential=True))
+    path.write_bytes(bytes(DISK))
+    command = [sys.executable, "-m", "kvmkit", "run", "--accel", "tcg", "--memory", "16M", "--kernel", str(kernel)]
+    done = subprocess.run([*command, "--debug-exit", "--disk", str(path), "--timeout", "60"], capture_output=True)
+    assert done.returncode == 15
+
+
+def test_requests_that_can_not_be() -> None:
+    with pytest.raises(ValueError, match="requests"):
+        blk_kernel.build(pc.VIRTIO_MMIO, "read", 4096, 33, 100, DISK)
+
+
+@pytest.mark.kvm
+def test_a_short_run_beside_qemu() -> None:
+    command = [sys.executable, "-m", "kvmkit", "bench", "blk", "--runs", "1", "--seconds", "0.02", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    if done.returncode == 1 and not done.stdout:
+        pytest.skip(done.stderr)
+    report = msgspec.json.decode(done.stdout, type=BlkReport)
+    assert report.failures == []
+    assert len(report.points) == 6
+    for point in report.points.values():
+        (ours,) = point.kvmkit
+        assert ours is not None
+        assert ours.rate > 0
+        assert ours.exits is not None
+        assert ours.exits * point.requests < 60, "the set-up's, and none for a request"

@@ -1,0 +1,1 @@
+"""VMs that are kept: their processes, directories and control sockets."""
