@@ -23,6 +23,7 @@ REPLACED = [
     "helper_raise_interrupt",
     "raise_interrupt",
     "raise_exception_err",
+    "do_vmexit",
     "helper_read_eflags",
     "cpu_get_tsc",
     "helper_pause",

@@ -29,7 +29,7 @@ CASES = [
     case("hypercall"),
     case("idt_test", seconds=8),
     case("ioapic", seconds=8),
-    case("kvmclock_test", arguments="100000 0"),
+    case("kvmclock_test", arguments="100000"),
     case("la57"),
     case("memory"),
     case("msr"),

@@ -10,7 +10,8 @@ from microguest import DATA
 VMCB, HOST_SAVE, MAPS = DATA, DATA + 0x1000, DATA + 0x2000
 NESTED = 0x7800
 EXIT_CODE, EXIT_INFO_1, EXIT_INFO_2 = VMCB + 0x70, VMCB + 0x78, VMCB + 0x80
-SHOW = "\n".join(f"mov eax, [{place:#x}]\nmov ebx, eax\nshow ebx" for place in (EXIT_CODE, EXIT_INFO_1, EXIT_INFO_2))
+SHOWN = (EXIT_CODE, EXIT_INFO_1, EXIT_INFO_2, EXIT_INFO_1 + 4)
+SHOW = "\n".join(f"mov eax, [{place:#x}]\nmov ebx, eax\nshow ebx" for place in SHOWN)
 RUN = f"""
 mov ecx, 0xc0000080
 rdmsr
@@ -29,7 +30,7 @@ IOIO, MSR, HLT = 1 << 27, 1 << 28, 1 << 24
 
 
 def exit_of(guest, nested: bytes, intercepts: int, maps: bytes = b"\xff" * 0x3000) -> list[int]:
-    """Run real-mode code under VMRUN, every port and MSR intercepted by default; exit code and its two words."""
+    """Exit code and EXITINFO of real-mode code under VMRUN; by default every port and MSR is intercepted."""
     machine = guest(RUN, "long")
     control = bytearray(0x1000)
     struct.pack_into("<II", control, 0xC, intercepts | HLT, 1)
@@ -62,14 +63,15 @@ def only_tcg(engine: str) -> None:
         (b"\xe6\x80", 0x80 << 16 | 0x10),  # out 0x80, al
         (b"\xe5\x81", 0x81 << 16 | 0x21),  # in ax, 0x81
         (b"\x66\xef", 0x40),  # out dx, eax; dx is 0
+        (b"\x66\xba\x00\x90\x00\x00\xec", 0x9000 << 16 | 0x11),  # mov edx, 0x9000; in al, dx
         (b"\xf3\x26\x6e", 0x10 | 4 | 8 | 1 << 7),  # rep outsb from ES
     ],
-    ids=["out8", "in16", "out32", "rep outsb"],
+    ids=["out8", "in16", "out32", "high port", "rep outsb"],
 )
 def test_port_instruction_is_intercepted(guest, nested, information):
     setup = b"\x31\xd2\xb9\x01\x00"  # xor dx, dx; mov cx, 1
     shown = exit_of(guest, setup + nested + b"\xf4", IOIO)
-    assert shown == [0x7B, information, NESTED + len(setup + nested)]
+    assert shown == [0x7B, information, NESTED + len(setup + nested), 0]
 
 
 @pytest.mark.usefixtures("only_tcg")
@@ -98,4 +100,4 @@ def test_port_that_the_map_leaves_out_is_not_intercepted(guest):
     maps = bytearray(0x3000)
     maps[0x81 // 8] = 1 << (0x81 & 7)
     code = b"\xe6\x80\xe6\x81\xf4"  # out 0x80, al; out 0x81, al; hlt
-    assert exit_of(guest, code, IOIO, bytes(maps)) == [0x7B, 0x81 << 16 | 0x10, NESTED + 4]
+    assert exit_of(guest, code, IOIO, bytes(maps)) == [0x7B, 0x81 << 16 | 0x10, NESTED + 4, 0]

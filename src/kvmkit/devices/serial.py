@@ -16,45 +16,46 @@ from kvmkit.devices.lines import nobody, unconnected
 from kvmkit.devices.saved import checked
 from kvmkit.devices.serial_state import TRIGGER_LEVELS, Fcr, Ier, Iir, Lcr, Lsr, Mcr, Msr, SerialState
 
-# The same names for C. The values stand in serial_state.
-IER_RECEIVED: cython.int = Ier.RECEIVED
-IER_TRANSMIT_EMPTY: cython.int = Ier.TRANSMIT_EMPTY
-IER_LINE_STATUS: cython.int = Ier.LINE_STATUS
-IER_MODEM_STATUS: cython.int = Ier.MODEM_STATUS
-IER_ALL: cython.int = IER_RECEIVED | IER_TRANSMIT_EMPTY | IER_LINE_STATUS | IER_MODEM_STATUS
-IIR_LINE_STATUS: cython.int = Iir.LINE_STATUS.value
-IIR_RECEIVED: cython.int = Iir.RECEIVED.value
-IIR_TIMEOUT: cython.int = Iir.TIMEOUT.value
-IIR_TRANSMIT_EMPTY: cython.int = Iir.TRANSMIT_EMPTY.value
-IIR_MODEM_STATUS: cython.int = Iir.MODEM_STATUS.value
-IIR_NONE: cython.int = Iir.NONE.value
-IIR_FIFO_ENABLED: cython.int = Iir.FIFO_ENABLED.value
-FCR_ENABLE: cython.int = Fcr.ENABLE
-FCR_CLEAR_RECEIVER: cython.int = Fcr.CLEAR_RECEIVER
-FCR_KEPT: cython.int = Fcr.ENABLE | Fcr.DMA_MODE | Fcr.TRIGGER
-LCR_BREAK: cython.int = Lcr.BREAK
-LCR_DIVISOR_LATCH: cython.int = Lcr.DIVISOR_LATCH
-MCR_DTR: cython.int = Mcr.DTR
-MCR_RTS: cython.int = Mcr.RTS
-MCR_OUT1: cython.int = Mcr.OUT1
-MCR_OUT2: cython.int = Mcr.OUT2
-MCR_LOOPBACK: cython.int = Mcr.LOOPBACK
-MCR_ALL: cython.int = 0x1F
-LSR_DATA_READY: cython.int = Lsr.DATA_READY
-LSR_OVERRUN: cython.int = Lsr.OVERRUN
-LSR_BROKEN: cython.int = Lsr.BREAK | Lsr.FRAMING
-LSR_EMPTY: cython.int = Lsr.HOLDING_EMPTY | Lsr.TRANSMITTER_EMPTY
-LSR_FIFO_ERROR: cython.int = Lsr.FIFO_ERROR
-MSR_CTS: cython.int = Msr.CTS
-MSR_DSR: cython.int = Msr.DSR
-MSR_RI: cython.int = Msr.RI
-MSR_DCD: cython.int = Msr.DCD
-MSR_TRAILING_RI: cython.int = Msr.TRAILING_RI
+# The same names for C (declared so: an annotation here would leave them Python objects, and slow ones, flags of an
+# enumeration). The values stand in serial_state.
+IER_RECEIVED = cython.declare(cython.int, Ier.RECEIVED)
+IER_TRANSMIT_EMPTY = cython.declare(cython.int, Ier.TRANSMIT_EMPTY)
+IER_LINE_STATUS = cython.declare(cython.int, Ier.LINE_STATUS)
+IER_MODEM_STATUS = cython.declare(cython.int, Ier.MODEM_STATUS)
+IER_ALL = cython.declare(cython.int, IER_RECEIVED | IER_TRANSMIT_EMPTY | IER_LINE_STATUS | IER_MODEM_STATUS)
+IIR_LINE_STATUS = cython.declare(cython.int, Iir.LINE_STATUS.value)
+IIR_RECEIVED = cython.declare(cython.int, Iir.RECEIVED.value)
+IIR_TIMEOUT = cython.declare(cython.int, Iir.TIMEOUT.value)
+IIR_TRANSMIT_EMPTY = cython.declare(cython.int, Iir.TRANSMIT_EMPTY.value)
+IIR_MODEM_STATUS = cython.declare(cython.int, Iir.MODEM_STATUS.value)
+IIR_NONE = cython.declare(cython.int, Iir.NONE.value)
+IIR_FIFO_ENABLED = cython.declare(cython.int, Iir.FIFO_ENABLED.value)
+FCR_ENABLE = cython.declare(cython.int, Fcr.ENABLE)
+FCR_CLEAR_RECEIVER = cython.declare(cython.int, Fcr.CLEAR_RECEIVER)
+FCR_KEPT = cython.declare(cython.int, Fcr.ENABLE | Fcr.DMA_MODE | Fcr.TRIGGER)
+LCR_BREAK = cython.declare(cython.int, Lcr.BREAK)
+LCR_DIVISOR_LATCH = cython.declare(cython.int, Lcr.DIVISOR_LATCH)
+MCR_DTR = cython.declare(cython.int, Mcr.DTR)
+MCR_RTS = cython.declare(cython.int, Mcr.RTS)
+MCR_OUT1 = cython.declare(cython.int, Mcr.OUT1)
+MCR_OUT2 = cython.declare(cython.int, Mcr.OUT2)
+MCR_LOOPBACK = cython.declare(cython.int, Mcr.LOOPBACK)
+MCR_ALL = cython.declare(cython.int, 0x1F)
+LSR_DATA_READY = cython.declare(cython.int, Lsr.DATA_READY)
+LSR_OVERRUN = cython.declare(cython.int, Lsr.OVERRUN)
+LSR_BROKEN = cython.declare(cython.int, Lsr.BREAK | Lsr.FRAMING)
+LSR_EMPTY = cython.declare(cython.int, Lsr.HOLDING_EMPTY | Lsr.TRANSMITTER_EMPTY)
+LSR_FIFO_ERROR = cython.declare(cython.int, Lsr.FIFO_ERROR)
+MSR_CTS = cython.declare(cython.int, Msr.CTS)
+MSR_DSR = cython.declare(cython.int, Msr.DSR)
+MSR_RI = cython.declare(cython.int, Msr.RI)
+MSR_DCD = cython.declare(cython.int, Msr.DCD)
+MSR_TRAILING_RI = cython.declare(cython.int, Msr.TRAILING_RI)
 TRIGGER: cython.int[4] = list(TRIGGER_LEVELS)
 
 # Linux's driver reads until nothing is left and gives up after 256 x 512 bytes, with an edge-triggered line then high
 # for good. So the line falls once in a while, however fast the host refills.
-LONGEST_BURST: cython.int = 2 * BACKLOG
+LONGEST_BURST = cython.declare(cython.int, 2 * BACKLOG)
 
 
 @cython.cclass

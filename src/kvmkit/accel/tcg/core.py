@@ -11,7 +11,7 @@ import os
 import cython
 from cython.cimports.kvmkit.accel.tcg.chips import Chips
 from cython.cimports.kvmkit.accel.tcg.doorbells import Doorbells
-from cython.cimports.kvmkit.accel.tcg.layout import FLAG_IF
+from cython.cimports.kvmkit.accel.tcg.layout import FLAG_IF, HF2_HIF, HF2_VINTR
 from cython.cimports.kvmkit.accel.tcg.threads import *
 from cython.cimports.kvmkit.bus.space import AddressSpace
 from cython.cimports.kvmkit.memory.ram import GuestMemory
@@ -189,7 +189,10 @@ class CpuCore:
         while not self.kicked:
             now: int64_t = monotonic()
             self.chips.poll(now)
-            if self.chips.lapic.nmi_pending or (self.env.eflags & FLAG_IF and self.chips.interrupt_pending()):
+            # A nested guest may have its host's interrupt flag decide instead of its own.
+            hosts: cython.bint = (self.env.hflags2 & HF2_VINTR) != 0
+            enabled: cython.bint = self.env.hflags2 & HF2_HIF != 0 if hosts else self.env.eflags & FLAG_IF != 0
+            if self.chips.lapic.nmi_pending or (enabled and self.chips.interrupt_pending()):
                 go = True
                 break
             deadline: int64_t = self.chips.deadline()
@@ -223,13 +226,24 @@ class CpuCore:
 
 
 @cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def maybe_chips(port: uint32_t) -> cython.bint:
+    """Whether the PIC or the PIT can stand here: below 0x100, and at 0x4d0 and 0x4d1. Others need no clock."""
+    return port < 0x100 or port >> 4 == 0x4D
+
+
+@cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def port_read(cpu: CpuCore, port: uint32_t, size: cython.uint) -> uint64_t:
     value: uint32_t = 0
-    pthread_mutex_lock(cython.address(cpu.mutex))
-    claimed: cython.bint = cpu.chips.port_read(port, size, cython.address(value), monotonic())
-    pthread_mutex_unlock(cython.address(cpu.mutex))
+    claimed: cython.bint = False
+    if maybe_chips(port):
+        pthread_mutex_lock(cython.address(cpu.mutex))
+        claimed = cpu.chips.port_read(port, size, cython.address(value), monotonic())
+        pthread_mutex_unlock(cython.address(cpu.mutex))
     if claimed:
         return value
     cpu.counts[EXIT_PORT] += 1
@@ -245,8 +259,9 @@ def port_read(cpu: CpuCore, port: uint32_t, size: cython.uint) -> uint64_t:
 @cython.nogil
 @cython.exceptval(check=False)
 def port_write(cpu: CpuCore, port: uint32_t, size: cython.uint, value: uint32_t) -> cython.void:
+    now: int64_t = monotonic() if maybe_chips(port) else 0
     pthread_mutex_lock(cython.address(cpu.mutex))
-    claimed: cython.bint = cpu.chips.port_write(port, size, value, monotonic())
+    claimed: cython.bint = now and cpu.chips.port_write(port, size, value, now)
     if claimed:
         cpu.refresh()
         cpu.rearm()

@@ -16,6 +16,7 @@ cdef enum:
     SVM_EXIT_WRITE_CR = 0x10
     SVM_EXIT_INTR = 0x60
     SVM_EXIT_NMI = 0x61
+    SVM_EXIT_IOIO = 0x7B
     SVM_EXIT_MSR = 0x7C
 
 # What `loop` came back with; Unicorn's own error numbers negated.
@@ -50,6 +51,7 @@ cdef public void __wrap_helper_write_crN_x86_64(void *env, int reg, uint64_t val
 cdef public void __wrap_helper_raise_interrupt_x86_64(void *env, int vector, int length) noexcept nogil
 cdef public void __wrap_raise_interrupt_x86_64(void *env, int vector, int software, int error, int length) noexcept nogil
 cdef public void __wrap_raise_exception_err_x86_64(void *env, int vector, int error) noexcept nogil
+cdef public void __wrap_do_vmexit_x86_64(void *env, uint32_t code, uint64_t information) noexcept nogil
 cdef public uint64_t __wrap_helper_read_eflags_x86_64(void *env) noexcept nogil
 cdef public uint64_t __wrap_cpu_get_tsc_x86_64(void *env) noexcept nogil
 cdef public void __wrap_helper_pause_x86_64(void *env, int length) noexcept nogil

@@ -417,16 +417,16 @@ def take_interrupt(cpu: TcgCpu, cs: cython.p_void, request: cython.int) -> cytho
             cpu.attention = 1  # until it could be taken, look again at each boundary
         now: cython.int = pending_interrupt(cs, wanted)
         vector: cython.int = -1
+        if now and cpu.env.hflags & HF_GUEST:
+            # What is intercepted leaves the nested guest and is taken by its host later.
+            pthread_mutex_unlock(cython.address(cpu.mutex))
+            svm_intercept(cpu.env, SVM_EXIT_NMI if now == INTERRUPT_NMI else SVM_EXIT_INTR, 0, 0)
+            pthread_mutex_lock(cython.address(cpu.mutex))
         if now == INTERRUPT_NMI:
             vector = 2
             cpu.chips.lapic.nmi_pending = False
             cpu.env.hflags2 |= HF2_NMI
         elif now == INTERRUPT_HARD:
-            if cpu.env.hflags & HF_GUEST:
-                # An intercepted interrupt leaves the nested guest and is taken by its host later.
-                pthread_mutex_unlock(cython.address(cpu.mutex))
-                svm_intercept(cpu.env, 0x60, 0, 0)
-                pthread_mutex_lock(cython.address(cpu.mutex))
             vector = cpu.chips.acknowledge()
         pthread_mutex_unlock(cython.address(cpu.mutex))
         if vector >= 0:
@@ -492,6 +492,14 @@ def __wrap_raise_exception_err_x86_64(raw: cython.p_void, vector: cython.int, er
     if error & 2 and long_mode and (vector == 13 or vector == 11):
         error = error >> 1 & ~7 | 2
     real_raise_error(raw, vector, error)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def __wrap_do_vmexit_x86_64(raw: cython.p_void, code: uint32_t, information: uint64_t) -> cython.void:
+    """A nested guest's exit. The library keeps EXITINFO1 in a signed word on the way: ports from 0x8000 spoil it."""
+    real_vmexit(raw, code, cython.cast(uint32_t, information) if code == SVM_EXIT_IOIO else information)
 
 
 @cython.cfunc

@@ -77,6 +77,7 @@ cdef enum:
     HF_CS64 = 1 << 15
     HF_GUEST = 1 << 21
     HF2_GIF = 1
+    HF2_HIF = 1 << 1
     HF2_NMI = 1 << 2
     HF2_VINTR = 1 << 3
 

@@ -64,6 +64,7 @@ cdef extern from * nogil:
     void __real_helper_raise_interrupt_x86_64(void *env, int vector, int length);
     void __real_raise_interrupt_x86_64(void *env, int vector, int software, int error, int length);
     void __real_raise_exception_err_x86_64(void *env, int vector, int error);
+    void __real_do_vmexit_x86_64(void *env, uint32_t code, uint64_t information);
     uint64_t __real_cpu_get_tsc_x86_64(void *env);
     uint32_t cpu_ldub_code_x86_64(void *env, uint64_t address);
     void __real_helper_rdmsr_x86_64(void *env);
@@ -101,6 +102,7 @@ cdef extern from * nogil:
     void real_raise_interrupt "__real_helper_raise_interrupt_x86_64"(void *env, int vector, int length)
     void real_raise_software "__real_raise_interrupt_x86_64"(void *env, int vector, int software, int error, int length)
     void real_raise_error "__real_raise_exception_err_x86_64"(void *env, int vector, int error)
+    void real_vmexit "__real_do_vmexit_x86_64"(void *env, uint32_t code, uint64_t information)
     uint64_t host_ticks "__real_cpu_get_tsc_x86_64"(void *env)
     uint32_t code_byte "cpu_ldub_code_x86_64"(void *env, uint64_t address)
     void real_rdmsr "__real_helper_rdmsr_x86_64"(void *env)
