@@ -65,8 +65,13 @@ def _spec(vm: str) -> VmSpec:
         from kvmkit.manager.specfile import read_file
 
         return read_file(vm).absolute(Path(os.path.abspath(vm)).parent)
+    import msgspec
+
     from kvmkit.manager import files, home
     from kvmkit.manager.spec import decode
 
     with home.open_home(vm) as own:
-        return decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
+        found: VmSpec = msgspec.structs.replace(
+            decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC)), name=own.name
+        )
+        return found
