@@ -8,14 +8,14 @@ from assembler import assemble
 
 # The guest's code is `mov al, 'N'; out 0xe9, al; hlt`, in real mode. What it writes goes to standard output. The exit
 # status is 0 when it wrote and halted, the number of the step that the kernel refused, or 100 + KVM's exit reason.
-CODE = """
+CODE = r"""
 .macro sys number
     mov eax, \number
     syscall
     test rax, rax
     js failed
 .endm
-lea rdi, [rip + device]
+    lea rdi, [rip + device]
     mov esi, 2
     xor edx, edx
     mov r15d, 1
