@@ -29,7 +29,7 @@ IOIO, MSR, HLT = 1 << 27, 1 << 28, 1 << 24
 
 
 def exit_of(guest, nested: bytes, intercepts: int, maps: bytes = b"\xff" * 0x3000) -> list[int]:
-    """Run real-mode code under VMRUN, with every port and MSR intercepted by default; the exit code and its two words."""
+    """Run real-mode code under VMRUN, every port and MSR intercepted by default; exit code and its two words."""
     machine = guest(RUN, "long")
     control = bytearray(0x1000)
     struct.pack_into("<II", control, 0xC, intercepts | HLT, 1)
