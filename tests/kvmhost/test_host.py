@@ -77,8 +77,3 @@ def test_cpu_host_has_svm_and_its_guest_runs_a_guest() -> None:
         assert put == 0
         ran = guest.run("/tmp/vmm", timeout=60)
         assert (ran.status, ran.out) == (0, "N from a guest of this guest\n")
-
-
-def test_no_nested_hides_svm() -> None:
-    ran = kvmkit("run", "--accel", "kvm", "--cpu", "host", "--no-nested", "--", "grep", "-cw", "svm", "/proc/cpuinfo")
-    assert ran.stdout == b"0\n"
