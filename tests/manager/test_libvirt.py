@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvmkit as package
 from kvmkit.errors import BadInput
 from kvmkit.manager.description import Description, Disk, Firmware, Memory, Network, Serial
 from kvmkit.manager.libvirt import read_domain
 from kvmkit.manager.libvirt_write import write_domain
 from kvmkit.manager.qemu_args import parse
+from kvmkit.manager.qemu_write import write_qemu
+from kvmkit.manager.specfile import read_file
 from kvmkit.manager.toml import read_toml, write_toml
 
 GIB = 1 << 30
@@ -228,3 +234,67 @@ def test_a_damaged_domain_is_read_or_refused(data: st.DataObject) -> None:
 def test_bad_toml_is_one_line(text: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         read_toml(text, "x.toml")
+
+
+def kvmkit(*line: str, data: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parent.parent)}
+    command = [sys.executable, "-m", "kvmkit", *line]
+    return subprocess.run(command, input=data, capture_output=True, text=True, timeout=60, env=environment, check=False)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_qemus_command_line_there_and_back(line: str) -> None:
+    found = parse(line.split())
+    again = parse(write_qemu(found))
+    for field in found.__struct_fields__:
+        if field not in ("defaults", "display", "snapshot"):  # told otherwise by what is asked for
+            assert getattr(again, field) == getattr(found, field), field
+
+
+def test_import_writes_a_file_that_run_reads_and_lists_what_is_left_out(tmp_path: Path) -> None:
+    xml = tmp_path / "web.xml"
+    xml.write_text(DOMAIN.strip())
+    target = tmp_path / "web.toml"
+    done = kvmkit("import", str(xml), "-o", str(target))
+    assert (done.returncode, done.stdout) == (0, "")
+    found = read_domain(DOMAIN.strip(), "web.xml")
+    assert all(line in done.stderr for line in found.unlisted)
+    spec = read_file(str(target))
+    assert (spec.name, spec.cpus) == (found.description.name, found.description.cpus)
+    assert spec.cpu == (found.description.cpu or "max")
+    assert bool(spec.hugepages) == found.description.memory.hugepages
+    again = kvmkit("import", str(xml), "-o", str(target))
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+    assert kvmkit("import", "-", data=DOMAIN.strip()).stdout == target.read_text()
+
+
+def test_export_writes_what_virt_xml_validate_accepts_and_qemu_reads(tmp_path: Path) -> None:
+    file = tmp_path / "vm.toml"
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    file.write_text(
+        'name = "web"\nkernel = "vmlinuz"\nappend = "console=ttyS0"\ncpu = "Haswell"\ncpus = 2\nmemory = "1G"\n'
+        'hugepages = "default"\nrng = true\ntransport = "pci"\ntimeout = 5.0\n[[disks]]\npath = "disk.img"\n'
+    )
+    done = kvmkit("export", str(file), "--libvirt")
+    assert done.returncode == 0, done.stderr
+    assert "left out: timeout 5" in done.stderr
+    validate(done.stdout, tmp_path / "web-out.xml")
+    assert read_domain(done.stdout, "x").description.memory.hugepages
+    line = kvmkit("export", str(file), "--qemu").stdout
+    program, *words = shlex.split(line)
+    assert program == "qemu-system-x86_64"
+    found = parse(words)
+    assert (found.cpu, found.cpus, found.memory.size, found.rng) == ("Haswell", 2, 1 << 30, True)
+    assert [one.path for one in found.disks] == [str(disk)]
+    toml = kvmkit("export", str(file), "--toml").stdout
+    (tmp_path / "again.toml").write_text(toml)
+    assert read_file(str(tmp_path / "again.toml")) == read_file(str(file)).absolute(tmp_path)
+
+
+def test_export_of_what_is_not_there_is_one_line() -> None:
+    for line in (("export", "nobody", "--qemu"), ("import", "/nonexistent.xml"), ("export", "/no.toml", "--toml")):
+        done = kvmkit(*line)
+        assert done.returncode in (1, 2)
+        assert done.stderr.count("\n") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Literal
 
 from kvmkit.errors import BadInput
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     if words in (["-h"], ["-help"], ["--help"]):
         print(args.parser.format_help(), end="")
         return 0
-    from kvmkit.manager.fit import fitted_disks, lacking, unasked
+    from kvmkit.manager.fit import lacking, unasked
     from kvmkit.manager.qemu_args import parse
 
     show = words[:1] == ["--show"]
@@ -50,26 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for text in unasked(description):
         print(f"kvmkit: {text}", file=sys.stderr)
     from kvmkit.cli.run import run_spec
-    from kvmkit.manager.spec import VmSpec
+    from kvmkit.manager.translate import to_spec
 
-    disks, scsi = fitted_disks(description)
-    transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
-    spec = VmSpec(
-        accel=description.accel,
-        memory=f"{description.memory.size // 1024}K",
-        hugepages="default" if description.memory.hugepages and not description.memory.path else "",
-        memory_path=description.memory.path,
-        preallocate=description.memory.preallocate,
-        disks=disks,
-        scsi=scsi,
-        rng=description.rng,
-        transport=transport,
-        cpus=description.cpus,
-        cpu=description.cpu or "max",
-        kernel=description.kernel,
-        initrd=description.initrd,
-        append=description.append,
-        console=True,
-        debug_exit=description.debug_exit,
-    )
+    spec = to_spec(description)
     return run_spec(spec.absolute(), started_ns=args.started_ns or None)

@@ -40,6 +40,8 @@ VERBS: dict[str, Verb] = {
     "guest": Verb("kvmkit.cli.guest", "inside a guest: check its virtio drivers and devices"),
     "cpu": Verb("kvmkit.cli.cpu", "list CPU models, and what this host can give of them"),
     "qemu": Verb("kvmkit.cli.qemu", "run what QEMU's own command line describes"),
+    "import": Verb("kvmkit.cli.import_domain", "make a VM's file of libvirt's domain XML"),
+    "export": Verb("kvmkit.cli.export", "write a VM as libvirt's XML, QEMU's command line, or TOML", names=True),
     "bench": Verb("kvmkit.cli.bench", "measure kvmkit beside QEMU"),
     "help": Verb("kvmkit.cli.help", "explain a verb or a topic"),
 }

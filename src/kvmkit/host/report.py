@@ -85,12 +85,23 @@ class Report:
         from rich.text import Text
 
         console = Console(file=stream, highlight=False)
+        indent = 10 + max((len(row.name) for row in self.rows), default=0)
         for style, text in self.lines():
-            shown = Text(text)
+            shown = Text(_folded(text, indent, console.width) if style in STYLES else text)
             if style in STYLES:
                 shown.stylize(STYLES[style], 2, 6)
                 if style == "note":
                     shown.stylize("dim")
             elif style:
                 shown.stylize({"group": "bold", "fix": "cyan"}.get(style, "bold"))
-            console.print(shown)
+            console.print(shown, soft_wrap=True)  # a command stays one line, to be copied
+
+
+def _folded(line: str, indent: int, width: int) -> str:
+    """A row of a narrow terminal: its text goes on below where it began."""
+    from textwrap import wrap
+
+    if len(line) <= width or width < indent + 20:
+        return line
+    parts = wrap(line[indent:], width - indent, break_long_words=False, break_on_hyphens=False)
+    return line[:indent] + f"\n{' ' * indent}".join(parts)

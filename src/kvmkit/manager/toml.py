@@ -14,7 +14,7 @@ from kvmkit.manager.description import Description
 
 def write_toml(description: Description) -> str:
     """The description as TOML, simple values before tables."""
-    return _table(_changed(msgspec.to_builtins(description), msgspec.to_builtins(Description())), "")
+    return table(_changed(msgspec.to_builtins(description), msgspec.to_builtins(Description())), "")
 
 
 def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -31,15 +31,15 @@ def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def _table(values: dict[str, Any], name: str) -> str:
+def table(values: dict[str, Any], name: str) -> str:
     lines = [f"{key} = {_value(value)}" for key, value in values.items() if not _is_table(value)]
     text = "".join(f"{line}\n" for line in lines)
     for key, value in values.items():
         path = f"{name}.{key}" if name else key
         if isinstance(value, dict):
-            text += f"\n[{path}]\n{_table(value, path)}"
+            text += f"\n[{path}]\n{table(value, path)}"
         elif _is_table(value):
-            text += "".join(f"\n[[{path}]]\n{_table(part, path)}" for part in value)
+            text += "".join(f"\n[[{path}]]\n{table(part, path)}" for part in value)
     return text
 
 

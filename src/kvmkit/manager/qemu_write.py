@@ -1,0 +1,141 @@
+"""Description -> QEMU's command line, as `kvmkit qemu` and QEMU read it."""
+
+from __future__ import annotations
+
+from kvmkit.manager.description import Description, Disk, Forward, Network, Serial
+
+
+def write_qemu(description: Description) -> list[str]:
+    """The words after `qemu-system-x86_64`."""
+    words = ["-machine", _machine(description)]
+    if description.accel != "auto":
+        words += ["-accel", description.accel]
+    else:
+        words += ["-accel", "kvm", "-accel", "tcg"]
+    for option, text in (
+        ("name", f"guest={_comma(description.name)}" if description.name else ""),
+        ("uuid", description.uuid),
+        ("cpu", description.cpu),
+        ("smp", str(description.cpus) if description.cpus != 1 else ""),
+        ("kernel", description.kernel),
+        ("initrd", ",".join(_comma(path) for path in description.initrd)),
+        ("append", description.append),
+        ("bios", description.firmware.bios),
+        ("boot", f"order={description.boot_order}" if description.boot_order else ""),
+    ):
+        if text:
+            words += [f"-{option}", text]
+    words += _memory(description)
+    for unit, image in enumerate((description.firmware.code, description.firmware.variables)):
+        if image:
+            readonly = ",readonly=on" if unit == 0 else ""
+            words += ["-drive", f"if=pflash,format=raw,unit={unit}{readonly},file={_comma(image)}"]
+    for index, disk in enumerate(description.disks):
+        words += _disk(index, disk)
+    for index, network in enumerate(description.networks):
+        words += _network(index, network)
+    if not description.networks and not description.defaults:
+        words += ["-nic", "none"]
+    return words + _rest(description)
+
+
+def _machine(description: Description) -> str:
+    text: str = description.board
+    if description.firmware.secure:
+        text += ",smm=on"
+    if description.memory.shared or description.memory.hugepages:
+        text += ",memory-backend=ram"
+    return text
+
+
+def _comma(text: str) -> str:
+    return text.replace(",", ",,")
+
+
+def _memory(description: Description) -> list[str]:
+    memory = description.memory
+    words = ["-m", f"{memory.size >> 10}K"]
+    if memory.shared or memory.hugepages:
+        kind = "memory-backend-file" if memory.path else "memory-backend-memfd"
+        options = [f"mem-path={_comma(memory.path)}"] if memory.path else []
+        for name, on in (("hugetlb", memory.hugepages), ("share", memory.shared), ("prealloc", memory.preallocate)):
+            options += [f"{name}=on"] if on else []
+        return [*words, "-object", ",".join([kind, "id=ram", f"size={memory.size >> 10}K", *options])]
+    if memory.path:
+        words += ["-mem-path", memory.path]
+    if memory.preallocate:
+        words.append("-mem-prealloc")
+    return words
+
+
+def _disk(index: int, disk: Disk) -> list[str]:
+    name = f"disk{index}"
+    text = f"if=none,id={name},file={_comma(disk.path)}"
+    for key, value in (("format", disk.format), ("cache", disk.cache)):
+        text += f",{key}={value}" if value else ""
+    for key, on in (("readonly", disk.readonly), ("snapshot", disk.snapshot)):
+        text += f",{key}=on" if on else ""
+    if disk.media == "cdrom":
+        text += ",media=cdrom"
+        device = "scsi-cd" if disk.bus == "scsi" else "ide-cd"
+    else:
+        device = {"virtio": "virtio-blk-pci", "scsi": "scsi-hd", "ide": "ide-hd"}[disk.bus]
+    device += f",drive={name}"
+    device += f",serial={_comma(disk.serial)}" if disk.serial else ""
+    device += f",bootindex={disk.boot_index}" if disk.boot_index is not None else ""
+    return ["-drive", text, "-device", device]
+
+
+def _network(index: int, network: Network) -> list[str]:
+    text = f"{network.kind},id=net{index}"
+    if network.kind == "tap":
+        text += f",ifname={_comma(network.interface)}" if network.interface else ""
+        text += ",script=no,downscript=no"
+    elif network.kind == "bridge":
+        text += f",br={_comma(network.interface)}" if network.interface else ""
+    text += "".join(f",hostfwd={_forward(forward)}" for forward in network.forwards)
+    text += ",restrict=on" if network.restrict else ""
+    device = f"virtio-net-pci,netdev=net{index}{f',mac={network.mac}' if network.mac else ''}"
+    return ["-netdev", text, "-device", device]
+
+
+def _forward(forward: Forward) -> str:
+    host = f"{forward.host_address}:{forward.host_port}"
+    return f"{forward.protocol}:{host}-{forward.guest_address}:{forward.guest_port}"
+
+
+def _serial(serial: Serial) -> str:
+    if serial.kind == "unix":
+        return f"unix:{serial.path},server=on,wait=off"
+    return f"file:{serial.path}" if serial.kind == "file" else serial.kind
+
+
+def _rest(description: Description) -> list[str]:
+    words: list[str] = []
+    for serial in description.serials:
+        words += ["-serial", _serial(serial)]
+    if not description.serials:
+        words += ["-serial", "none"]
+    if description.display == "none":
+        words += ["-display", "none"]
+    elif description.display == "vnc" and description.vnc:
+        host, _, port = description.vnc.rpartition(":")
+        unix = description.vnc.startswith("unix:")
+        words += ["-vnc", description.vnc if unix else f"{host}:{int(port) - 5900}"]
+    devices = ["virtio-vga"] if description.graphics else []
+    devices += [f"virtio-{kind}-pci" for kind in description.input]
+    devices += ["virtio-rng-pci"] if description.rng else []
+    devices += ["virtio-balloon-pci"] if description.balloon else []
+    if any(disk.bus == "scsi" for disk in description.disks):
+        devices.insert(0, "virtio-scsi-pci,id=scsi0")
+    if description.vsock is not None:
+        devices.append(f"vhost-vsock-pci,guest-cid={description.vsock}")
+    if description.debug_exit:
+        devices.append("isa-debug-exit,iobase=0xf4,iosize=0x04")
+    for device in devices:
+        words += ["-device", device]
+    for flag, on in (("no-reboot", not description.reboot), ("daemonize", description.daemonize)):
+        words += [f"-{flag}"] if on else []
+    if description.pidfile:
+        words += ["-pidfile", description.pidfile]
+    return words

@@ -1,0 +1,105 @@
+"""Description <-> VmSpec: what is described to QEMU or libvirt, and what a VM of ours is made from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kvmkit.errors import BadInput
+from kvmkit.manager.description import MIB, Description, Disk, Memory, Serial
+from kvmkit.manager.fit import fitted_disks
+from kvmkit.manager.spec import VmSpec
+
+
+def to_spec(description: Description) -> VmSpec:
+    """The VM that a description asks for; `kvmkit.manager.fit.lacking` names what of it is left out."""
+    disks, scsi = fitted_disks(description)
+    transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
+    size = description.memory.size
+    return VmSpec(
+        name=description.name,
+        accel=description.accel,
+        memory=f"{size // MIB}M" if size % MIB == 0 else f"{size // 1024}K",
+        hugepages="default" if description.memory.hugepages and not description.memory.path else "",
+        memory_path=description.memory.path,
+        preallocate=description.memory.preallocate,
+        cpus=description.cpus,
+        cpu=description.cpu or "max",
+        kernel=description.kernel,
+        initrd=description.initrd,
+        append=description.append,
+        transport=transport,
+        disks=disks,
+        scsi=scsi,
+        rng=description.rng,
+        console=True,
+        debug_exit=description.debug_exit,
+        reboot=description.reboot,
+    )
+
+
+def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
+    """(the description, what of the VM it can't hold, each in words)."""
+    from kvmkit.machine import parse_size
+
+    left = []
+    if not spec.kernel:
+        left.append(f"the image {spec.image or 'debian'}: only kvmkit has it; name a kernel, or a disk to start from")
+    if spec.hugepages in ("2M", "1G", "transparent"):
+        left.append(f"hugepages {spec.hugepages}: the size is the host's to choose there")
+    if spec.command:
+        left.append(f"the command {' '.join(spec.command)}: it is for kvmkit's agent")
+    if spec.timeout is not None:
+        left.append(f"timeout {spec.timeout:g}")
+    cpu = spec.cpu if spec.nested is None else f"{spec.cpu},{'+' if spec.nested else '-'}svm"
+    disks = [
+        Disk(
+            path=disk.path,
+            format="raw",
+            readonly=disk.readonly,
+            cache="none" if disk.direct else "",
+            serial=disk.serial,
+        )
+        for disk in spec.disks
+    ]
+    for unit in spec.scsi:
+        media: Literal["disk", "cdrom"] = "cdrom" if unit.cdrom else "disk"
+        readonly = unit.readonly or unit.cdrom
+        disks.append(Disk(path=unit.path, format="raw", bus="scsi", media=media, readonly=readonly, serial=unit.serial))
+    if spec.nested is not None:
+        left.append("nested: written as svm; on an Intel host it is vmx")
+    description = Description(
+        name=spec.name,
+        board="q35" if spec.transport == "pci" else "microvm",
+        accel=spec.accel,
+        cpu=cpu,
+        cpus=spec.cpus,
+        memory=Memory(
+            size=parse_size(str(spec.memory)),
+            path=spec.memory_path,
+            hugepages=bool(spec.hugepages) and spec.hugepages != "transparent",
+            preallocate=spec.preallocate,
+        ),
+        kernel=spec.kernel,
+        initrd=spec.initrd,
+        append=spec.append or "",
+        disks=tuple(disks),
+        defaults=False,
+        serials=(Serial(kind="stdio"),),
+        display="none",
+        rng=spec.rng,
+        debug_exit=spec.debug_exit,
+        reboot=spec.reboot,
+    )
+    return description, left
+
+
+def write_spec(spec: VmSpec) -> str:
+    """The spec as TOML that `kvmkit run FILE.toml` reads: only what differs from the defaults."""
+    import msgspec
+
+    from kvmkit.manager.toml import table
+
+    values = msgspec.to_builtins(spec)
+    if not isinstance(values, dict):
+        raise BadInput("a spec is a table")
+    return table(values, "")
