@@ -63,9 +63,13 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     the descriptors that `Machine` is given, both ways.
     """
 
-    kernel: str
+    kernel: str = ""
     initrd: tuple[str, ...] = ()
     append: str = ""
+    firmware: str = ""
+    """A BIOS image instead of a kernel, to start from a disk: its path, or "bios" for the host's SeaBIOS."""
+    boot_order: tuple[int, ...] = ()
+    """Which disks firmware tries, first to last: places in `disks`, and after them in `scsi`. None: as they come."""
     accel: str = "auto"
     cpu: str = "max"
     cpus: int = 1
@@ -107,7 +111,16 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadInput(f"--timeout {self.timeout:g}: give seconds, more than 0")
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
+        self._check_start()
         self._check_disks()
+
+    def _check_start(self) -> None:
+        if bool(self.kernel) == bool(self.firmware):
+            raise BadInput("a machine starts a kernel (--kernel) or firmware (--firmware): name one of them")
+        if self.firmware and (self.initrd or self.append):
+            raise BadInput("--firmware: its disk has the kernel, initrd and parameters: leave --initrd and --append away")
+        if not all(0 <= place < len(self.disks) + len(self.scsi) for place in self.boot_order):
+            raise BadInput(f"boot order {self.boot_order}: there are {len(self.disks) + len(self.scsi)} disks")
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}

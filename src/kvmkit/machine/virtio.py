@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
@@ -137,6 +137,16 @@ class VirtioDevices:
             for index, page in enumerate(pages)
         ]
 
+    def boot_paths(self, order: Sequence[int]) -> list[str]:
+        """What firmware calls the disks, in the order in which it is to try them: places in `disks`, then in `scsi`."""
+        found = []
+        for place in order:
+            scsi = place >= len(self.disks)
+            parts = [_firmware_path(self._transports[min(place, len(self.disks))])]
+            parts += ["channel@0", f"disk@{place - len(self.disks):x},0"] if scsi else ["disk@0,0"]
+            found.append("/".join(parts))
+        return found
+
     def undriven(self) -> list[str]:
         """For each device that no driver of the guest's has taken into use: which one, and what that needs."""
         bus = MMIO_DRIVER if self._pci is None else PCI_DRIVER
@@ -163,3 +173,12 @@ class VirtioDevices:
             device.close()
         self.devices = []
         self.disks = []
+
+
+def _firmware_path(transport: MmioTransport | PciTransport) -> str:
+    """A device as Open Firmware would name it."""
+    from kvmkit.virtio.mmio import MmioTransport
+
+    if isinstance(transport, MmioTransport):
+        return f"/virtio-mmio@{transport.base:016x}"
+    return f"/pci@i0cf8/scsi@{transport.function.slot:x}"
