@@ -60,10 +60,12 @@ def find() -> str:
 
 def read(name: str) -> bytes:
     """The image `name`, a path or NAME. Raises BadInput, in a line, for what is none."""
+    if name == "uefi":
+        raise BadInput("--firmware uefi: this machine can't start UEFI yet; the nearest is --firmware bios")
     path = Path(find() if name == NAME else name)
     with Source(path, "firmware") as source:
         if not SMALLEST <= source.size <= LARGEST:
-            what = "it may be UEFI, which this machine can't start yet; " if source.size <= LARGEST_ROM else ""
+            what = "UEFI, as it may be, can't be started yet; " if LARGEST < source.size <= LARGEST_ROM else ""
             raise BadInput(f"{path}: no BIOS image: {what}one has 64 to 256 KiB, such as SeaBIOS ({PLACES[0]})")
         data = bytes(source.map())
     if len(data) % SMALLEST or data[-RESET_VECTOR] not in (FAR_JUMP, NEAR_JUMP):

@@ -12,6 +12,7 @@ SUMMARY = "run what QEMU's own command line describes"
 EPILOG = """\
 examples:
   kvmkit qemu -enable-kvm -cpu host -m 1G -kernel vmlinuz -append console=ttyS0 -nographic
+  kvmkit qemu -enable-kvm -m 1024 -mem-path /dev/hugepages -hda disk.img    a disk with a boot loader
   kvmkit qemu --show -m 1024 -hda disk.img      what is understood by it, as JSON, and what is not there
 
 An option that we don't have is refused by its name, with the nearest that we do.
@@ -52,4 +53,4 @@ def run(args: argparse.Namespace) -> int:
     from kvmkit.manager.translate import to_spec
 
     spec = to_spec(description)
-    return run_spec(spec.absolute(), started_ns=args.started_ns or None)
+    return run_spec(spec.absolute(), started_ns=args.started_ns or None, reboot=True)

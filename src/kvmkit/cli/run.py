@@ -36,6 +36,7 @@ examples:
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
+  kvmkit run --firmware bios --disk system.raw  a disk with a boot loader, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
 
 A VM is removed when it ends, unless it has a name or is detached; --rm removes these too.
@@ -44,7 +45,7 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "name accel memory cpus cpu nested hugepages transport kernel append timeout".split()
+GIVEN = "name accel memory cpus cpu nested hugepages transport kernel firmware append timeout".split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -80,6 +81,7 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
+    add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
     add("--console", action="store_true", help="the guest's first serial port on this terminal; Ctrl-] x leaves")
@@ -95,7 +97,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
-    for name in ("name", "kernel"):
+    for name in ("name", "kernel", "firmware"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")
     given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
@@ -161,8 +163,9 @@ def run_spec(
     stats: str | None = None,
     temporary: bool = True,
     started_ns: int | None = None,
+    reboot: bool = False,
 ) -> int:
-    """Run a VM in the foreground; returns the exit status."""
+    """Run a VM in the foreground; returns the exit status. `reboot`: it may start again when its guest resets."""
     import msgspec
 
     from kvmkit.cli import session
@@ -170,8 +173,10 @@ def run_spec(
 
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
-    # A reset ends `run`: what it was called for is gone.
-    machine = msgspec.structs.replace(spec, reboot=False).machine(attached=not spec.with_agent)
+    # A reset ends `run`: what it was called for is gone. Not so where a disk was started, which installers reset.
+    machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
+        attached=not spec.with_agent
+    )
     with create.make(spec, temporary=temporary) as home:
         return session.run(
             home,

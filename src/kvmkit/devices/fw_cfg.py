@@ -39,21 +39,21 @@ MOST = 16 << 20
 
 
 class FwCfgState(msgspec.Struct, forbid_unknown_fields=True):
-    """`offset` is how far the selected item has been read."""
+    """`offset` is how far the selected item has been read; `dma_high` the half of an address that has been written."""
 
     selected: Annotated[int, Meta(ge=0, le=0xFFFF)] = 0
     offset: Annotated[int, Meta(ge=0)] = 0
-    dma_address: Annotated[int, Meta(ge=0, le=2**64 - 1)] = 0
+    dma_high: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)] = 0
 
 
 class FwCfg(Device):
-    """`files` by their names, of at most 55 bytes each. vCPUs may call it all at once: each only spoils its own reading."""
+    """`files` by their names, of at most 55 bytes each. vCPUs that use it at once spoil only their own reading."""
 
     def __init__(self, memory: GuestMemory, files: Mapping[str, bytes], *, cpus: int = 1) -> None:
         if len(files) > MAX_FILES:
             raise BadInput(f"fw_cfg: {len(files)} files; {MAX_FILES} can be")
         self._memory = memory
-        self._selected = self._offset = self._dma = 0
+        self._selected = self._offset = self._high = 0
         count = min(cpus, 0xFFFF).to_bytes(2, "little")
         self._items: dict[int, bytes] = {
             SIGNATURE: b"QEMU",
@@ -74,7 +74,7 @@ class FwCfg(Device):
     def read(self, offset: int, size: int) -> int:
         if offset == DATA and size == 1:
             return self._take(1)[0]
-        if DMA <= offset and offset + size <= DMA + 8:
+        if offset >= DMA and offset + size <= DMA + 8:
             shift = 8 * (DMA + 8 - offset - size)
             value = DMA_SIGNATURE >> shift & ((1 << 8 * size) - 1)
             return int.from_bytes(value.to_bytes(size, "big"), "little")
@@ -86,9 +86,9 @@ class FwCfg(Device):
         elif size == 4 and offset in (DMA, DMA + 4):
             half = int.from_bytes((value & 0xFFFFFFFF).to_bytes(4, "little"), "big")
             if offset == DMA:
-                self._dma = half << 32
+                self._high = half
             else:
-                address, self._dma = self._dma | half, 0
+                address, self._high = self._high << 32 | half, 0
                 self._transfer(address)
         elif size == 8 and offset == DMA:
             self._transfer(int.from_bytes((value & (2**64 - 1)).to_bytes(8, "little"), "big"))
@@ -129,9 +129,9 @@ class FwCfg(Device):
         return False
 
     def state(self) -> FwCfgState:
-        return FwCfgState(selected=self._selected, offset=self._offset, dma_address=self._dma)
+        return FwCfgState(selected=self._selected, offset=self._offset, dma_high=self._high)
 
     def restore(self, state: FwCfgState) -> None:
         """Raises BadInput for a state that can't be."""
         found = checked(state, FwCfgState, "fw_cfg")
-        self._selected, self._offset, self._dma = found.selected, found.offset, found.dma_address
+        self._selected, self._offset, self._high = found.selected, found.offset, found.dma_high

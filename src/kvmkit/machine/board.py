@@ -131,18 +131,19 @@ class Board:
         """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works anyway."""
         from kvmkit.boot import acpi
 
-        place = {}
-        if self.spec.firmware:  # which has the usual place itself
+        start, end = pc.ACPI_TABLES, pc.ACPI_TABLES_END
+        if self.spec.firmware:  # which has that place itself
             from kvmkit.boot import firmware
 
-            place = {"start": firmware.tables_at(self.memory), "end": self.memory.low}
+            start, end = firmware.tables_at(self.memory), self.memory.low
         tables = acpi.build(
             cpus=self.spec.cpus,
             serial=pc.SERIAL_PORTS[: len(self.serial)],
             virtio_mmio=self.virtio.described(),
             i8042=False,
             pci=self._describe_pci(self.pci) if self.pci is not None else None,
-            **place,
+            start=start,
+            end=end,
         )
         for address, data in tables.blobs:
             self.memory.write(address, data)
@@ -156,7 +157,7 @@ class Board:
         self.firmware = firmware.read(self.spec.firmware)
         self.mmio.add(firmware.FOUR_GIB - len(self.firmware), len(self.firmware), firmware.Rom(self.firmware))
         rsdp = self.memory.read(self.rsdp, firmware.RSDP_BYTES)
-        files = firmware.files(self.memory, rsdp, self.virtio.boot_paths(self.spec.boot_order))
+        files = firmware.files(self.memory, rsdp, self.virtio.boot_paths(self.spec.all_boot_order))
         self.fw_cfg = FwCfg(self.memory, files, cpus=self.spec.cpus)
         self.ports.add(pc.FW_CFG_PORT, PORTS, self.fw_cfg)
         self.rtc.memory[pc.CMOS_BOOT_ORDER] = pc.DISK_THEN_CDROM

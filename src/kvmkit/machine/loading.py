@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def load(board: Board) -> None:
-    """Load the spec's kernel or firmware and set vCPU 0. Raises BadInput when a file can't be used or memory is too small."""
+    """Load the kernel or firmware, and set vCPU 0. Raises BadInput when a file can't be used or memory is too small."""
     from kvmkit import boot
 
     spec = board.spec

@@ -98,6 +98,14 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Give the guest entropy from the host (virtio-rng)."""
 
     @property
+    def all_boot_order(self) -> tuple[int, ...]:
+        """`boot_order`, then the disks it leaves out: as they come, CD-ROMs last."""
+        units: tuple[Disk | ScsiDisk, ...] = (*self.disks, *self.scsi)
+        cdroms = [place for place, unit in enumerate(units) if isinstance(unit, ScsiDisk) and unit.cdrom]
+        rest = [*(place for place in range(len(units)) if place not in cdroms), *cdroms]
+        return (*self.boot_order, *(place for place in rest if place not in self.boot_order))
+
+    @property
     def cpu_text(self) -> str:
         """The CPU model with its changes, as engines take it."""
         return self.cpu if self.nested is None else f"{self.cpu},{'+' if self.nested else '-'}nested"
@@ -118,7 +126,9 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if bool(self.kernel) == bool(self.firmware):
             raise BadInput("a machine starts a kernel (--kernel) or firmware (--firmware): name one of them")
         if self.firmware and (self.initrd or self.append):
-            raise BadInput("--firmware: its disk has the kernel, initrd and parameters: leave --initrd and --append away")
+            raise BadInput(
+                "--firmware: the disk has the kernel's initrd and parameters: leave --initrd and --append away"
+            )
         if not all(0 <= place < len(self.disks) + len(self.scsi) for place in self.boot_order):
             raise BadInput(f"boot order {self.boot_order}: there are {len(self.disks) + len(self.scsi)} disks")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kvmkit.machine import MachineSpec
 
 DEFAULT_IMAGE = "debian"
+FIRMWARE = ("bios", "uefi")
+"""Firmware by a name of its own; anything else is a path."""
 BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
 
 
@@ -29,6 +31,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     image: Annotated[str, Meta(description="the guest image; none, and no kernel: debian")] = ""
     kernel: Annotated[str, Meta(description="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")] = ""
     initrd: Annotated[tuple[str, ...], Meta(description="initramfs files, with `kernel`")] = ()
+    firmware: Annotated[
+        str, Meta(description='start from a disk, by its boot loader: "bios" (SeaBIOS), or the path of a BIOS image')
+    ] = ""
+    boot_order: Annotated[
+        tuple[int, ...], Meta(description="disks that firmware tries first: places in `disks`, then in `scsi`")
+    ] = ()
     append: Annotated[str | None, Meta(description="more kernel parameters; with `kernel` alone, all of them")] = None
     accel: Annotated[Literal["auto", "kvm", "tcg"], Meta(description="the engine")] = "auto"
     cpu: Annotated[str, Meta(description="CPU model, as `kvmkit cpu list` names them")] = "max"
@@ -52,8 +60,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     @property
     def alone(self) -> bool:
-        """A kernel of the user's own, of which nothing is known."""
-        return bool(self.kernel) and not self.image and not self.command
+        """A kernel of the user's own, or one on a disk, of which nothing is known."""
+        return bool(self.kernel or self.firmware) and not self.image and not self.command
 
     @property
     def with_agent(self) -> bool:
@@ -77,10 +85,30 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             backing.check_choice(self.hugepages)
         for disk in self.disks:
             disk.check()
+        if self.firmware:
+            self._check_firmware()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
             check_image(self.image)
+
+    def _check_firmware(self) -> None:
+        given = {
+            "--kernel": self.kernel,
+            "IMAGE": self.image,
+            "COMMAND": self.command,
+            "--initrd": self.initrd,
+            "--append": self.append,
+        }
+        for option, value in given.items():
+            if value:
+                raise BadInput(f"--firmware starts what is on a disk: leave {option} away")
+        if not (self.disks or self.scsi):
+            raise BadInput("--firmware starts what is on a disk: name one with --disk")
+        if os.sep in self.firmware or self.firmware not in FIRMWARE:
+            from kvmkit.boot import firmware
+
+            firmware.read(self.firmware)
 
     def absolute(self, base: Path | None = None) -> VmSpec:
         """The same with whole paths, which were relative to `base` (default: the current directory)."""
@@ -88,6 +116,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return msgspec.structs.replace(
             self,
             kernel=os.path.join(base, self.kernel) if self.kernel else "",
+            firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
@@ -109,7 +138,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
         kernel, initrd, append = self.kernel, self.initrd, self.append or ""
         if self.alone:
-            if self.append is None and not is_multiboot(kernel):
+            if kernel and self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
         else:
             parameters = ["console=ttyS0", "panic=-1"]
@@ -124,6 +153,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             kernel=kernel,
             initrd=initrd,
             append=append,
+            firmware=self.firmware,
+            boot_order=self.boot_order,
             accel=self.accel,
             cpu=self.cpu,
             cpus=self.cpus,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from kvmkit.errors import BadInput
-from kvmkit.manager.description import MIB, Description, Disk, Memory, Serial
-from kvmkit.manager.fit import fitted_disks
+from kvmkit.manager.description import MIB, Description, Disk, Firmware, Memory, Serial
+from kvmkit.manager.fit import boot_order, fitted_disks
 from kvmkit.manager.spec import VmSpec
 
 
@@ -15,6 +17,8 @@ def to_spec(description: Description) -> VmSpec:
     disks, scsi = fitted_disks(description)
     transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
     size = description.memory.size
+    firmware = "" if description.kernel else description.firmware.bios or "bios"
+    order = boot_order(description)
     return VmSpec(
         name=description.name,
         accel=description.accel,
@@ -26,7 +30,9 @@ def to_spec(description: Description) -> VmSpec:
         cpu=description.cpu or "max",
         kernel=description.kernel,
         initrd=description.initrd,
-        append=description.append,
+        append=description.append if description.kernel else None,
+        firmware=firmware,
+        boot_order=order if firmware else (),
         transport=transport,
         disks=disks,
         scsi=scsi,
@@ -42,7 +48,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     from kvmkit.machine import parse_size
 
     left = []
-    if not spec.kernel:
+    if not spec.kernel and not spec.firmware:
         left.append(f"the image {spec.image or 'debian'}: only kvmkit has it; name a kernel, or a disk to start from")
     if spec.hugepages in ("2M", "1G", "transparent"):
         left.append(f"hugepages {spec.hugepages}: the size is the host's to choose there")
@@ -65,6 +71,8 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         media: Literal["disk", "cdrom"] = "cdrom" if unit.cdrom else "disk"
         readonly = unit.readonly or unit.cdrom
         disks.append(Disk(path=unit.path, format="raw", bus="scsi", media=media, readonly=readonly, serial=unit.serial))
+    for index, place in enumerate(spec.boot_order):
+        disks[place] = msgspec.structs.replace(disks[place], boot_index=index)
     if spec.nested is not None:
         left.append("nested: written as svm; on an Intel host it is vmx")
     description = Description(
@@ -82,6 +90,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         kernel=spec.kernel,
         initrd=spec.initrd,
         append=spec.append or "",
+        firmware=Firmware(bios=spec.firmware if spec.firmware != "bios" else ""),
         disks=tuple(disks),
         defaults=False,
         serials=(Serial(kind="stdio"),),
@@ -95,8 +104,6 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
 
 def write_spec(spec: VmSpec) -> str:
     """The spec as TOML that `kvmkit run FILE.toml` reads: only what differs from the defaults."""
-    import msgspec
-
     from kvmkit.manager.toml import table
 
     values = msgspec.to_builtins(spec)
