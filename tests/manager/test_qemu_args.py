@@ -263,7 +263,7 @@ def test_what_the_machine_lacks_is_named_before_anything_starts(line: str, named
         ("-hda a -cdrom c -boot cdn", (0, 1)),
         ("-drive if=none,id=x,file=a -drive if=none,id=y,file=b -device virtio-blk,drive=x"
             " -device virtio-blk,drive=y,bootindex=1", (1,)),
-        ("-cdrom c -drive if=none,id=y,file=b -device scsi-hd,drive=y,bootindex=3", (1,)),
+        ("-cdrom c -drive if=none,id=y,file=b -device scsi-hd,drive=y,bootindex=3", (0,)),
     ],
 )  # fmt: skip
 def test_the_boot_order_becomes_the_machines(line: str, order: tuple[int, ...]) -> None:

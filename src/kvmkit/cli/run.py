@@ -77,8 +77,8 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
-    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
-    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,direct]: a raw image or block device")
+    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
@@ -170,14 +170,15 @@ def run_spec(
 
     from kvmkit.cli import session
     from kvmkit.manager import create
+    from kvmkit.manager.pidfile import PidFile
 
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
     # A reset ends `run`: what it was called for is gone. Not so where a disk was started, which installers reset.
     machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
-        attached=not spec.with_agent
+        attached=not spec.with_agent and not spec.serial
     )
-    with create.make(spec, temporary=temporary) as home:
+    with PidFile(spec.pidfile), create.make(spec, temporary=temporary) as home:
         return session.run(
             home,
             machine,
@@ -186,4 +187,5 @@ def run_spec(
             tty=tty,
             stats=stats,
             started_ns=started_ns,
+            serial=spec.serial,
         )

@@ -29,6 +29,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Past the host's page cache."""
     serial: str = ""
     queues: int = 0
+    snapshot: bool = False
+    """Changes go to a copy, and with the machine."""
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
@@ -38,7 +40,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise BadInput(f"--disk {self.path}: queues={self.queues}: 1 to {MAX_DISK_QUEUES} can be")
         if len(self.serial.encode()) > 20:
             raise BadInput(f"--disk {self.path}: serial={self.serial}: a serial number has up to 20 bytes")
-        DiskFile(self.path, readonly=self.readonly, direct=self.direct).close()
+        DiskFile(self.path, readonly=self.readonly or self.snapshot, direct=self.direct).close()
 
 
 class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,12 +50,14 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     readonly: bool = False
     cdrom: bool = False
     serial: str = ""
+    snapshot: bool = False
+    """Changes go to a copy, and with the machine."""
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
         from kvmkit.block.file import DiskFile
 
-        DiskFile(self.path, readonly=self.readonly or self.cdrom).close()
+        DiskFile(self.path, readonly=self.readonly or self.cdrom or self.snapshot).close()
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,37 +143,37 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             disk.check()
             found = os.stat(disk.path)
             key = (found.st_dev, found.st_ino)
-            readonly = disk.readonly or (isinstance(disk, ScsiDisk) and disk.cdrom)
+            readonly = disk.readonly or disk.snapshot or (isinstance(disk, ScsiDisk) and disk.cdrom)
             if not (readonly and seen.get(key, True)) and key in seen:
                 raise BadInput(f"--disk {disk.path}: given twice; a disk that is written can be attached once")
             seen[key] = readonly
 
 
 def parse_disk(text: str) -> Disk:
-    """A Disk of PATH[,ro][,direct][,serial=TEXT][,queues=N]; a comma in PATH is written twice. Raises BadInput."""
+    """A Disk of PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N]; `,,` is a comma in PATH. Raises BadInput."""
     path, options = _path_and_options("--disk", text)
     given: dict[str, str | int | bool] = {}
     for option in options:
         key, _equals, value = option.partition("=")
-        if option in ("ro", "direct"):
+        if option in ("ro", "direct", "snapshot"):
             given["readonly" if option == "ro" else option] = True
         elif key == "serial" and value:
             given[key] = value
         elif key == "queues" and value.isascii() and value.isdigit() and 0 < int(value[:9]) <= MAX_DISK_QUEUES:
             given[key] = int(value)
         else:
-            known = f"ro, direct, serial=TEXT and queues=1..{MAX_DISK_QUEUES}"
+            known = f"ro, snapshot, direct, serial=TEXT and queues=1..{MAX_DISK_QUEUES}"
             raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
     return msgspec.convert({"path": path, **given}, Disk)
 
 
 def parse_scsi(text: str) -> ScsiDisk:
-    """A ScsiDisk of PATH[,ro][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
+    """A ScsiDisk of PATH[,ro][,snapshot][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
     path, options = _path_and_options("--scsi", text)
     given: dict[str, str | bool] = {}
     for option in options:
-        if option in ("ro", "cd"):
-            given["readonly" if option == "ro" else "cdrom"] = True
+        if option in ("ro", "cd", "snapshot"):
+            given[{"ro": "readonly", "cd": "cdrom"}.get(option, option)] = True
         elif option.startswith("serial=") and option != "serial=":
             given["serial"] = option.removeprefix("serial=")
         else:

@@ -19,25 +19,20 @@ def _lacking(description: Description) -> Iterator[str]:
         yield from _disk_lacks(disk)
     for network in description.networks:
         yield f"the {network.kind} network"
-    for serial in description.serials:
-        if serial.kind != "stdio":
-            yield f"a serial port on {serial.kind}{f' {serial.path}' if serial.path else ''}"
     if len(description.serials) > 1:
-        yield "more than one serial port"
+        yield "more than one serial port; nearest: one -serial"
     if description.display == "vnc":
-        yield f"VNC at {description.vnc}"
+        yield f"a display by VNC at {description.vnc}; nearest: the serial console, by -nographic"
     if description.graphics:
-        yield "a graphics card"
+        yield "a graphics card; nearest: the serial console, by -nographic"
     for device in description.input:
-        yield f"a {device}"
+        yield f"a {device}; nearest: the serial console, by -nographic"
     if description.balloon:
         yield "virtio-balloon"
     if description.vsock is not None:
         yield "virtio-vsock"
-    if description.daemonize:
-        yield "-daemonize"
-    if description.pidfile:
-        yield "-pidfile"
+    if description.daemonize and any(serial.kind == "stdio" for serial in description.serials):
+        yield "a serial port on this terminal with -daemonize; nearest: -display none (`kvmkit console` shows it)"
 
 
 def _start_lacks(description: Description) -> Iterator[str]:
@@ -81,8 +76,6 @@ def _disk_lacks(disk: Disk) -> Iterator[str]:
     if kind != "raw":
         convert = f"qemu-img convert -O raw {disk.path} disk.raw"
         yield f"{kind} images such as {disk.path}; nearest: a raw one ({convert})"
-    if disk.snapshot:
-        yield f"-snapshot of {disk.path}; nearest: a copy of it, or readonly=on"
 
 
 def image_format(path: str) -> str:
@@ -114,11 +107,23 @@ def fitted_disks(description: Description) -> tuple[tuple[machine.Disk, ...], tu
     scsi: list[machine.ScsiDisk] = []
     plain, units = _split(description)
     for disk in plain:
-        direct = disk.cache in ("none", "directsync")
-        disks.append(machine.Disk(path=disk.path, readonly=disk.readonly, direct=direct, serial=disk.serial))
+        direct = disk.cache in ("none", "directsync") and not disk.snapshot
+        disks.append(
+            machine.Disk(
+                path=disk.path, readonly=disk.readonly, direct=direct, serial=disk.serial, snapshot=disk.snapshot
+            )
+        )
     for disk in units:
         cdrom = disk.media == "cdrom"
-        scsi.append(machine.ScsiDisk(path=disk.path, readonly=disk.readonly or cdrom, cdrom=cdrom, serial=disk.serial))
+        scsi.append(
+            machine.ScsiDisk(
+                path=disk.path,
+                readonly=disk.readonly or cdrom,
+                cdrom=cdrom,
+                serial=disk.serial,
+                snapshot=disk.snapshot,
+            )
+        )
     return tuple(disks), tuple(scsi)
 
 
@@ -134,5 +139,8 @@ def unasked(description: Description) -> list[str]:
     if not description.kernel and set(description.boot_order) & set("np"):
         found.append(f"there is no start from the network: of -boot {description.boot_order}, disks alone are tried")
     if description.display == "window":
-        found.append("there is no window: the guest's serial console is on this terminal")
+        where = "`kvmkit console` shows the guest's serial console"
+        if not description.daemonize and not description.serials:
+            where = "the guest's serial console is on this terminal"
+        found.append(f"there is no window: {where}")
     return found

@@ -54,6 +54,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
+    serial: Annotated[
+        str, Meta(description='where the console leads: "null", "pty", "file:PATH", "unix:PATH"; none: the terminal')
+    ] = ""
+    pidfile: Annotated[str, Meta(description="a file with the process number, while the VM runs")] = ""
     debug_exit: Annotated[bool, Meta(description="a write to port 0xf4 ends the VM")] = False
     reboot: Annotated[bool, Meta(description="a guest that resets starts again; without it, that ends the VM")] = True
     timeout: Annotated[float | None, Meta(description="end the VM after so many seconds")] = None
@@ -79,6 +83,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             names.check(self.name)
         if self.console and self.command:
             raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
+        if self.serial:
+            from kvmkit.manager import outlet
+
+            outlet.check(self.serial)
+            if self.with_agent:
+                raise BadInput("`serial` says where the console leads: it goes with --console, --kernel or --firmware")
         parse_size(str(self.memory))
         cpuid.parse(self.cpu)
         if self.hugepages:
@@ -112,10 +122,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     def absolute(self, base: Path | None = None) -> VmSpec:
         """The same with whole paths, which were relative to `base` (default: the current directory)."""
+        from kvmkit.manager import outlet
+
         base = base or Path.cwd()
         return msgspec.structs.replace(
             self,
             kernel=os.path.join(base, self.kernel) if self.kernel else "",
+            serial=outlet.absolute(self.serial, str(base)),
+            pidfile=os.path.join(base, self.pidfile) if self.pidfile else "",
             firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),

@@ -38,9 +38,19 @@ def to_spec(description: Description) -> VmSpec:
         scsi=scsi,
         rng=description.rng,
         console=True,
+        serial=_serial(description),
+        pidfile=description.pidfile,
         debug_exit=description.debug_exit,
         reboot=description.reboot,
     )
+
+
+def _serial(description: Description) -> str:
+    """Where the console leads. A window's own is on the terminal here."""
+    if not description.serials:
+        return "" if description.display == "window" and not description.daemonize else "null"
+    serial = description.serials[0]
+    return {"stdio": "", "null": "null", "pty": "pty"}.get(serial.kind, f"{serial.kind}:{serial.path}")
 
 
 def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
@@ -64,13 +74,24 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
             readonly=disk.readonly,
             cache="none" if disk.direct else "",
             serial=disk.serial,
+            snapshot=disk.snapshot,
         )
         for disk in spec.disks
     ]
     for unit in spec.scsi:
         media: Literal["disk", "cdrom"] = "cdrom" if unit.cdrom else "disk"
         readonly = unit.readonly or unit.cdrom
-        disks.append(Disk(path=unit.path, format="raw", bus="scsi", media=media, readonly=readonly, serial=unit.serial))
+        disks.append(
+            Disk(
+                path=unit.path,
+                format="raw",
+                bus="scsi",
+                media=media,
+                readonly=readonly,
+                serial=unit.serial,
+                snapshot=unit.snapshot,
+            )
+        )
     for index, place in enumerate(spec.boot_order):
         disks[place] = msgspec.structs.replace(disks[place], boot_index=index)
     if spec.nested is not None:
@@ -93,13 +114,26 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         firmware=Firmware(bios=spec.firmware if spec.firmware != "bios" else ""),
         disks=tuple(disks),
         defaults=False,
-        serials=(Serial(kind="stdio"),),
+        serials=_serials(spec),
+        pidfile=spec.pidfile,
         display="none",
         rng=spec.rng,
         debug_exit=spec.debug_exit,
         reboot=spec.reboot,
     )
     return description, left
+
+
+def _serials(spec: VmSpec) -> tuple[Serial, ...]:
+    kind, _, path = spec.serial.partition(":")
+    found: dict[str, Serial] = {
+        "": Serial(kind="stdio"),
+        "null": Serial(kind="null"),
+        "pty": Serial(kind="pty"),
+        "file": Serial(kind="file", path=path),
+        "unix": Serial(kind="unix", path=path),
+    }
+    return (found[kind],)
 
 
 def write_spec(spec: VmSpec) -> str:
