@@ -81,7 +81,7 @@ def test_a_cdrom_starts_when_no_disk_does(tmp_path: Path) -> None:
         assert "off a disc\n" in machine.console.text()
 
 
-def test_a_reset_starts_it_again_and_the_bios_is_whole(engine: str, tmp_path: Path) -> None:
+def test_a_reset_starts_it_again_and_the_bios_is_whole(tmp_path: Path) -> None:
     """The first start writes a mark on the disk, ruins the BIOS's copy in RAM and resets by the keyboard controller."""
     text = """
         call second
@@ -98,7 +98,7 @@ def test_a_reset_starts_it_again_and_the_bios_is_whole(engine: str, tmp_path: Pa
         text: .asciz "once more\\r\\n"
     """
     disk = boot_sector(tmp_path, text, b"n")
-    with started(disks=(Disk(path=str(disk)),), accel=engine, reboot=True) as machine:
+    with started(disks=(Disk(path=str(disk)),), accel="tcg", reboot=True) as machine:
         machine.start()
         assert machine.wait().reason is EndReason.DEBUG_EXIT
         assert "once more\n" in machine.console.text()

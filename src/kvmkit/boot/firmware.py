@@ -18,6 +18,7 @@ from kvmkit.accel.state import Regs, Sregs
 from kvmkit.bus import Device
 from kvmkit.errors import BadInput, HostError
 from kvmkit.memory import HIGH_RAM, HOLE, GuestMemory
+from kvmkit.paths import SEABIOS
 
 from .files import Source
 from .state import Vcpu
@@ -34,13 +35,6 @@ TABLES_SIZE = 128 << 10
 """At the top of low RAM, for ACPI's tables: the firmware has the place where they otherwise are."""
 RAM, RESERVED = 1, 2
 
-PLACES = (
-    "/usr/share/seabios/bios-256k.bin",
-    "/usr/share/qemu/bios-256k.bin",
-    "/usr/share/kvm/bios-256k.bin",
-    "/usr/local/share/qemu/bios-256k.bin",
-)
-"""Where distributions put SeaBIOS: Debian and Fedora, Arch and openSUSE."""
 NAME = "bios"
 
 ALLOCATE, IN_F_SEGMENT = 1, 2
@@ -52,7 +46,7 @@ NEVER = 0xFFFFFFFF
 
 def find() -> str:
     """The path of SeaBIOS. Raises HostError, with what to install, when there is none."""
-    for path in PLACES:
+    for path in SEABIOS:
         if os.path.exists(path):
             return path
     raise HostError("no SeaBIOS here, to start from a disk with: install the package seabios, or name an image")
@@ -66,7 +60,7 @@ def read(name: str) -> bytes:
     with Source(path, "firmware") as source:
         if not SMALLEST <= source.size <= LARGEST:
             what = "UEFI, as it may be, can't be started yet; " if LARGEST < source.size <= LARGEST_ROM else ""
-            raise BadInput(f"{path}: no BIOS image: {what}one has 64 to 256 KiB, such as SeaBIOS ({PLACES[0]})")
+            raise BadInput(f"{path}: no BIOS image: {what}one has 64 to 256 KiB, such as SeaBIOS ({SEABIOS[0]})")
         data = bytes(source.map())
     if len(data) % SMALLEST or data[-RESET_VECTOR] not in (FAR_JUMP, NEAR_JUMP):
         raise BadInput(f"{path}: no BIOS image: it does not end in a reset vector")
