@@ -50,7 +50,6 @@ from cython.cimports.kvmkit.block.work import (
     IO_FLUSH,
     IO_READ,
     IO_WRITE,
-    IO_ZERO,
     POLLIN,
     POOL_THREADS,
     RWF_DSYNC,
@@ -74,7 +73,6 @@ from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uin
 from cython.cimports.libc.stdlib import free
 from cython.cimports.libc.string import memcpy
 from cython.cimports.posix.types import off_t
-from cython.cimports.posix.uio import iovec
 from cython.cimports.posix.unistd import read, write
 
 STACK_BYTES: int = 1 << 17
@@ -230,9 +228,7 @@ def io_do(io: cython.pointer(Io)) -> int64_t:
     elif io.kind == IO_READ:
         result = preadv2(io.using, io.at, io.rest, cython.cast(off_t, io.offset), 0)
     elif io.kind == IO_WRITE or io.zeroing:
-        result = pwritev2(
-            io.using, io.at, io.rest, cython.cast(off_t, io.offset), RWF_DSYNC if io.durable else 0
-        )
+        result = pwritev2(io.using, io.at, io.rest, cython.cast(off_t, io.offset), RWF_DSYNC if io.durable else 0)
     else:
         result = fallocate(io.fd, io_change(io), cython.cast(off_t, io.offset), cython.cast(off_t, io.left))
     return result if result >= 0 else -errno
@@ -399,7 +395,7 @@ def io_wait(e: cython.pointer(Engine)) -> cython.void:
 
 @cython.cclass
 class Worker:
-    """What does one lane's operations, up to `entries` at a time. With `uring` False, or where the host has none: threads.
+    """Does one lane's operations, `entries` at a time. With `uring` False, or where the host has none, threads do them.
 
     `close` when nothing is in flight.
     """

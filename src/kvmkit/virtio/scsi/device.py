@@ -147,7 +147,9 @@ class Scsi(ScsiPath):
     def _control(self, data: bytes) -> bytes:
         kind = int.from_bytes(data[:4], "little")
         if kind == TMF and len(data) >= 24:
-            return bytes([self._manage(int.from_bytes(data[4:8], "little"), data[8:16], int.from_bytes(data[16:24], "big"))])
+            return bytes(
+                [self._manage(int.from_bytes(data[4:8], "little"), data[8:16], int.from_bytes(data[16:24], "big"))]
+            )
         if kind in (QUERY, SUBSCRIBE) and len(data) >= 16:
             return bytes([0, 0, 0, 0, OK if self._unit(data[4:12]) else INCORRECT_LUN])  # no such events are offered
         return bytes([FUNCTION_REJECTED])

@@ -73,6 +73,7 @@ cdef class ScsiPath(VirtioDevice):
     cdef int free
     cdef HotUnit hot[HOT_UNITS]
     cdef int hot_count
+    cdef readonly uint64_t requests_in_python
     cdef object heating
     cdef uint32_t sense_bytes, cdb_bytes
     cdef uint64_t most_transfer

@@ -91,7 +91,7 @@ def big(p: cython.pointer(cython.const[uint8_t]), count: cython.int) -> uint64_t
 class ScsiPath(VirtioDevice):
     """`targets` finds units. A subclass in Python has `command`, `heat` tells which units need it for everything.
 
-    `uring=False` does without io_uring, by threads.
+    `uring=False` does without io_uring, by threads. `requests_in_python` counts what was not done here.
     """
 
     def __init__(self, memory, targets, most_transfer: int, *, uring: bool = True, **options):
@@ -309,6 +309,7 @@ class ScsiPath(VirtioDevice):
             self.give_back(c, 0)
             return
         written: uint64_t = 0
+        self.requests_in_python += 1
         try:
             data = bytearray(c.chain.read_bytes)
             if data:
@@ -348,9 +349,9 @@ class ScsiPath(VirtioDevice):
         if op == 0:  # TEST UNIT READY
             self.good(c)
             return True
-        if op == READ_10 or op == READ_12 or op == READ_16 or (op == READ_6 and not unit.optical):
+        if op in (READ_10, READ_12, READ_16) or (op == READ_6 and not unit.optical):
             return self.move(c, unit, cdb, True)
-        if op == WRITE_6 or op == WRITE_10 or op == WRITE_12 or op == WRITE_16:
+        if op in (WRITE_6, WRITE_10, WRITE_12, WRITE_16):
             return not unit.readonly and self.move(c, unit, cdb, False)
         if op == SYNCHRONIZE_10 or (op == SYNCHRONIZE_16 and not unit.optical):
             c.first = big(cdb + 2, 4 if op == SYNCHRONIZE_10 else 8)
@@ -368,7 +369,7 @@ class ScsiPath(VirtioDevice):
             return False
         if op == UNMAP:
             return self.unmap(c, unit, cdb)
-        if op == WRITE_SAME_10 or op == WRITE_SAME_16:
+        if op in (WRITE_SAME_10, WRITE_SAME_16):
             return self.same(c, unit, cdb)
         return False
 

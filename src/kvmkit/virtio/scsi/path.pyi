@@ -11,6 +11,7 @@ T = TypeVar("T")
 class ScsiPath(VirtioDevice):
     targets: Targets
     uses_uring: bool
+    requests_in_python: int
     def __init__(
         self,
         memory: GuestMemory,
