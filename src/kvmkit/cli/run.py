@@ -77,9 +77,11 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
-    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,direct]: a raw image or block device")
+    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
+    add("--disk", action="append", metavar="DISK", help=text)
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
+    add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
@@ -105,6 +107,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.rng_limit is not None:
+        from kvmkit.machine.limits import parse_limits
+
+        given |= {"rng": True, "rng_limits": parse_limits(f"--rng-limit {args.rng_limit}", args.rng_limit)}
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:
