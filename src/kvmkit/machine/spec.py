@@ -56,6 +56,25 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         DiskFile(self.path, readonly=self.readonly or self.cdrom).close()
 
 
+class Vsock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sockets between host and guest. `path`: this side's socket; what the guest reaches at port P listens at path_P.
+
+    `reserved`: ports of the host's that only a guest's root reaches, from a port below 1024.
+    """
+
+    cid: int = 0
+    """0: 3, or one of its own for a VM with a name."""
+    path: str = ""
+    reserved: tuple[int, ...] = ()
+    optional: bool = False
+    """Nobody asked for it: nothing is said when the guest does not use it."""
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be."""
+        if self.cid and not 3 <= self.cid < 0xFFFFFFFF:
+            raise BadInput(f"--vsock {self.cid}: a guest's CID is a number from 3 to 4294967294")
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One machine. Sizes are bytes, times seconds, paths as they are on the host.
 
@@ -92,6 +111,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
+    vsock: Vsock | None = None
 
     @property
     def cpu_text(self) -> str:
@@ -108,6 +128,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
         self._check_disks()
+        if self.vsock is not None:
+            self.vsock.check()
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from kvmkit.errors import BadInput
-from kvmkit.machine.spec import Disk, ScsiDisk
+from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -44,6 +44,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
+    vsock: Annotated[
+        bool | int | None,
+        Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
+    ] = None
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
     debug_exit: Annotated[bool, Meta(description="a write to port 0xf4 ends the VM")] = False
@@ -59,6 +63,13 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def with_agent(self) -> bool:
         """Whether kvmkit's agent is to be in the guest."""
         return not self.alone and not self.console
+
+    @property
+    def vsock_device(self) -> Vsock | None:
+        """The device; its socket gets its place when the VM has one."""
+        if self.vsock is None:
+            return Vsock(optional=True) if self.with_agent else None
+        return Vsock(cid=self.vsock if self.vsock is not True else 0) if self.vsock is not False else None
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
@@ -77,6 +88,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             backing.check_choice(self.hugepages)
         for disk in self.disks:
             disk.check()
+        if (vsock := self.vsock_device) is not None:
+            vsock.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
@@ -118,6 +131,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 kernel = kernel or str(image.kernel)
                 initrd = initrd or (str(image.initrd),)
                 parameters.append(image.append)
+            parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
@@ -136,6 +150,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             disks=self.disks,
             scsi=self.scsi,
             rng=self.rng,
+            vsock=self.vsock_device,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

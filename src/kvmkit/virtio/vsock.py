@@ -42,9 +42,9 @@ from cython.cimports.kvmkit.virtio.vsock import (
     BUFFER,
     EVENTS,
     FIRST_PORT,
+    HEADER_BYTES,
     HOST,
     LAST_PORT,
-    HEADER_BYTES,
     LINE,
     LISTENER,
     OP_CREDIT_REQUEST,
@@ -96,7 +96,7 @@ from cython.cimports.libc.errno import EAGAIN, EINTR, errno
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.stdlib import calloc, free, malloc
-from cython.cimports.libc.string import memcmp, memcpy
+from cython.cimports.libc.string import memcmp
 from cython.cimports.posix.uio import iovec
 
 from kvmkit.errors import BadInput
@@ -209,7 +209,7 @@ class Vsock(VirtioDevice):
             self.pump()
         elif q == self.tx:
             turn: cython.int
-            for turn in range(TURN):
+            for _turn in range(TURN):
                 # A guest that sends and never receives must not have us keep ever more answers.
                 if self.stray_count == STRAYS:
                     q.wanted = False
@@ -286,7 +286,7 @@ class Vsock(VirtioDevice):
         """Read "CONNECT port\\n" and not a byte more, and ask the guest."""
         line: cython.char[LINE]
         got: cython.Py_ssize_t = recv(c.fd, line, LINE, MSG_PEEK | MSG_DONTWAIT)
-        if got < 0 and (errno == EAGAIN or errno == EINTR):
+        if got < 0 and (errno in (EAGAIN, EINTR)):
             return
         end: cython.Py_ssize_t = 0
         while end < got and line[end] != 10:
@@ -637,7 +637,7 @@ class Vsock(VirtioDevice):
         got: cython.Py_ssize_t = receive_parts(c.fd, self.iov, parts)
         if got > 0:
             return got
-        if got < 0 and (errno == EAGAIN or errno == EINTR):
+        if got < 0 and (errno in (EAGAIN, EINTR)):
             if errno == EAGAIN:
                 c.readable = False
             return 0
