@@ -45,7 +45,7 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "name accel memory cpus cpu nested hugepages transport kernel firmware append timeout".split()
+GIVEN = "name accel memory cpus cpu nested hugepages transport vsock kernel firmware append timeout".split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -82,6 +82,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
+    text = "sockets between host and guest (vsock.sock in the VM's directory); default: with kvmkit's agent"
+    add("--vsock", nargs="?", const=True, type=_cid, metavar="CID", help=text)
+    add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
@@ -89,6 +92,14 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--console", action="store_true", help="the guest's first serial port on this terminal; Ctrl-] x leaves")
     add("--debug-exit", action="store_true", help="writing V to port 0xf4 ends the VM with status (V << 1) | 1")
     add("--timeout", type=seconds, metavar="SECONDS", help="end the VM after that long, with status 124")
+
+
+def _cid(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:12]) < 3:
+        raise BadInput(
+            f"--vsock {text}: a guest's CID is a number from 3 to 4294967294 (before another word: --vsock=3)"
+        )
+    return int(text[:12])
 
 
 def specified(args: argparse.Namespace) -> VmSpec:

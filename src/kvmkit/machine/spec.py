@@ -62,6 +62,25 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         DiskFile(self.path, readonly=self.readonly or self.cdrom or self.snapshot).close()
 
 
+class Vsock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sockets between host and guest. `path`: this side's socket; what the guest reaches at port P listens at path_P.
+
+    `reserved`: ports of the host's that only a guest's root reaches, from a port below 1024.
+    """
+
+    cid: int = 0
+    """0: 3, or one of its own for a VM with a name."""
+    path: str = ""
+    reserved: tuple[int, ...] = ()
+    optional: bool = False
+    """Nobody asked for it: nothing is said when the guest does not use it."""
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be."""
+        if self.cid and not 3 <= self.cid < 0xFFFFFFFF:
+            raise BadInput(f"--vsock {self.cid}: a guest's CID is a number from 3 to 4294967294")
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One machine. Sizes are bytes, times seconds, paths as they are on the host.
 
@@ -103,6 +122,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
     rng_limits: Limits = Limits()
+    vsock: Vsock | None = None
 
     @property
     def all_boot_order(self) -> tuple[int, ...]:
@@ -129,6 +149,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self.rng_limits.check_limits("--rng-limit")
         self._check_start()
         self._check_disks()
+        if self.vsock is not None:
+            self.vsock.check()
 
     def _check_start(self) -> None:
         if bool(self.kernel) == bool(self.firmware):

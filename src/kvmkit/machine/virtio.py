@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.pci import PciTransport
+    from kvmkit.virtio.vsock import Vsock
 
 PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
 MMIO_DRIVER = "CONFIG_VIRTIO_MMIO (virtio_mmio)"
@@ -45,6 +46,8 @@ class VirtioDevices:
         self.devices = []
         self.disks = []
         self.scsi = None
+        self.vsock: Vsock | None = None
+        self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
@@ -57,6 +60,13 @@ class VirtioDevices:
                 rng = Rng(memory, log=log)
                 spec.rng_limits.limit(rng)
                 self._add(rng)
+            if spec.vsock is not None:  # last: the others keep their places whether it is there or not
+                from kvmkit.virtio.vsock import Vsock
+
+                own = spec.vsock
+                self.vsock = Vsock(memory, own.cid or 3, own.path, reserved=own.reserved, log=log)
+                self._add(self.vsock)
+                self._optional.append(self.vsock if own.optional else None)
         except BaseException:
             self.close()
             raise
@@ -139,7 +149,7 @@ class VirtioDevices:
         return [
             f"the guest has not taken {device.name} into use: its kernel needs {device.driver} and {bus}"
             for device in self.devices
-            if not device.driven
+            if not device.driven and device not in self._optional
         ]
 
     def hold(self) -> None:

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
-from kvmkit.machine.spec import Disk, ScsiDisk
+from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -54,6 +54,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
+    vsock: Annotated[
+        bool | int | None,
+        Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
+    ] = None
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
     serial: Annotated[
@@ -73,6 +77,13 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def with_agent(self) -> bool:
         """Whether kvmkit's agent is to be in the guest."""
         return not self.alone and not self.console
+
+    @property
+    def vsock_device(self) -> Vsock | None:
+        """The device; its socket gets its place when the VM has one."""
+        if self.vsock is None:
+            return Vsock(optional=True) if self.with_agent else None
+        return Vsock(cid=self.vsock if self.vsock is not True else 0) if self.vsock is not False else None
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
@@ -100,6 +111,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             disk.check()
         if self.firmware:
             self._check_firmware()
+        if (vsock := self.vsock_device) is not None:
+            vsock.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
@@ -164,6 +177,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 kernel = kernel or str(image.kernel)
                 initrd = initrd or (str(image.initrd),)
                 parameters.append(image.append)
+            parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
@@ -185,6 +199,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             scsi=self.scsi,
             rng=self.rng,
             rng_limits=self.rng_limits,
+            vsock=self.vsock_device,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,
