@@ -76,9 +76,10 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
-    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
+    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct][,iops=N]...: a raw image or block device")
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
+    add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
@@ -103,6 +104,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.rng_limit is not None:
+        from kvmkit.machine.limits import parse_limits
+
+        given |= {"rng": True, "rng_limits": parse_limits(f"--rng-limit {args.rng_limit}", args.rng_limit)}
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:

@@ -67,13 +67,15 @@ XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one
 """
 
 DISKS = """
-Disks (--disk PATH[,ro][,direct][,serial=TEXT][,queues=N], as often as needed)
+Disks (--disk PATH[,ro][,direct][,serial=TEXT][,queues=N][,bps=N][,iops=N], as often as needed)
 
   PATH          a raw image file or a block device of the host; a comma in it is written ,,
   ro            the guest can't write to it; several VMs may have it so at once
   direct        past the host's page cache (O_DIRECT)
   serial=TEXT   what the guest sees in /sys/block/vda/serial
   queues=N      1 to 8; without it one for each vCPU
+  bps=N iops=N  at most so many bytes and requests a second on average, such as bps=20M,iops=500; what may come at once
+                after a rest is bps_burst=N and iops_burst=N, without them what a tenth of a second brings
 
 In the guest they are /dev/vda, /dev/vdb and so on, by virtio-blk; its kernel needs CONFIG_VIRTIO_BLK and
 CONFIG_VIRTIO_MMIO. What the guest has flushed (sync, fsync) is on the host's disk, whatever happens then. A disk that
@@ -82,6 +84,8 @@ is written is locked: no second VM can have it.
 SCSI disks and CD-ROMs (--scsi PATH[,ro][,cd][,serial=TEXT]) are /dev/sda and /dev/sr0 and so on, by virtio-scsi
 (CONFIG_SCSI_VIRTIO): target 0 is the first, 1 the second. Disks by virtio-blk are faster. With --transport pci the
 kernel needs CONFIG_VIRTIO_PCI instead.
+
+While a VM runs, `kvmkit set` changes rates, enlarges disks and changes CDs: kvmkit help set.
 
   truncate -s 1G disk.raw
   kvmkit run --disk disk.raw

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kvmkit.accel import Exit, ExitReason
 from kvmkit.devices.sinks import ConsoleLog, FileSink, SocketSink
@@ -24,6 +24,7 @@ from kvmkit.machine.vcpus import VcpuThreads
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualCpu
 
+Changed = TypeVar("Changed")
 AGENT_BUFFER = 1 << 18
 """Bytes in flight on the agent's channel, each way."""
 _POWER_OFF_EVENT, _RESET_EVENT = 1, 2
@@ -175,6 +176,11 @@ class Machine:
             if board is None or self._state not in (State.RUNNING, State.PAUSED):
                 raise KvmkitError(f"a machine that is {self._word()} has no use for its power button")
             board.power.press_power_button()
+
+    def change(self, action: Callable[[Board], Changed]) -> Changed:
+        """`action` on the board, which nobody pauses or takes down meanwhile. KvmkitError when it has ended."""
+        with self._control:
+            return action(self.board)
 
     def reset(self) -> None:
         """The reset button, or the guest's own reset: a new start with the spec's `reboot`, else the end."""

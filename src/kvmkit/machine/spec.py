@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import KEYS, Limits, parse_limit
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -20,7 +21,7 @@ _UNITS = {"": MIB, "k": 1 << 10, "m": MIB, "g": GIB, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 
 
-class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A raw image file or a block device, by virtio-blk. `queues` 0: one for each vCPU, up to 8."""
 
     path: str
@@ -38,6 +39,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise BadInput(f"--disk {self.path}: queues={self.queues}: 1 to {MAX_DISK_QUEUES} can be")
         if len(self.serial.encode()) > 20:
             raise BadInput(f"--disk {self.path}: serial={self.serial}: a serial number has up to 20 bytes")
+        self.check_limits(f"--disk {self.path}")
         DiskFile(self.path, readonly=self.readonly, direct=self.direct).close()
 
 
@@ -92,6 +94,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
+    rng_limits: Limits = Limits()
 
     @property
     def cpu_text(self) -> str:
@@ -107,6 +110,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadInput(f"--timeout {self.timeout:g}: give seconds, more than 0")
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
+        self.rng_limits.check_limits("--rng-limit")
         self._check_disks()
 
     def _check_disks(self) -> None:
@@ -123,9 +127,12 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def parse_disk(text: str) -> Disk:
-    """A Disk of PATH[,ro][,direct][,serial=TEXT][,queues=N]; a comma in PATH is written twice. Raises BadInput."""
+    """A Disk of PATH[,ro][,direct][,serial=TEXT][,queues=N][,bps=N][,iops=N][,bps_burst=N][,iops_burst=N].
+
+    A comma in PATH is written twice. Raises BadInput.
+    """
     path, options = _path_and_options("--disk", text)
-    given: dict[str, str | int | bool] = {}
+    given: dict[str, str | float | bool] = {}
     for option in options:
         key, _equals, value = option.partition("=")
         if option in ("ro", "direct"):
@@ -134,8 +141,11 @@ def parse_disk(text: str) -> Disk:
             given[key] = value
         elif key == "queues" and value.isascii() and value.isdigit() and 0 < int(value[:9]) <= MAX_DISK_QUEUES:
             given[key] = int(value)
+        elif (limit := parse_limit(f"--disk {text}", option)) is not None:
+            given[limit[0]] = limit[1]
         else:
-            known = f"ro, direct, serial=TEXT and queues=1..{MAX_DISK_QUEUES}"
+            limits = ", ".join(f"{each}=N" for each in KEYS)
+            known = f"ro, direct, serial=TEXT, queues=1..{MAX_DISK_QUEUES}, {limits}"
             raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
     return msgspec.convert({"path": path, **given}, Disk)
 
@@ -161,14 +171,20 @@ def _path_and_options(option: str, text: str) -> tuple[str, list[str]]:
     return path, options
 
 
-def parse_size(text: str, what: str = "--memory") -> int:
-    """Bytes for 512M, 2G, 1.5G or 512 (MiB), rounded up to pages. Raises BadInput for what can't be."""
+def parse_size(text: str, what: str = "--memory", *, least: int = 0) -> int:
+    """Bytes for 512M, 2G, 1.5G or 512 (MiB), rounded up to pages. Raises BadInput for what can't be.
+
+    With `least` it is no memory of a guest's, but at least that many bytes.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise BadInput(f"{what} {text}: not a size; give a number and a unit, such as 512M or 2G")
     size = int(float(match[1]) * _UNITS[match[2].lower()]) if len(match[1]) < 20 else 1 << 62
     size = (size + PAGE - 1) // PAGE * PAGE
-    check_memory(size, f"{what} {text}")
+    if not least:
+        check_memory(size, f"{what} {text}")
+    elif not least <= size < 1 << 62:
+        raise BadInput(f"{what} {text}: no size that can be")
     return size
 
 

@@ -11,6 +11,7 @@ from kvmkit.errors import BadInput
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
     from kvmkit.boot.acpi import MmioDevice
+    from kvmkit.machine.scsi import ScsiAdapter
     from kvmkit.machine.spec import MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
@@ -28,6 +29,8 @@ class VirtioDevices:
 
     devices: list[VirtioDevice]
     disks: list[Blk]
+    scsi: ScsiAdapter | None
+    """The SCSI adapter, if there is one."""
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.scsi = None
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
@@ -49,7 +53,9 @@ class VirtioDevices:
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
-                self._add(Rng(memory, log=log))
+                rng = Rng(memory, log=log)
+                spec.rng_limits.limit(rng)
+                self._add(rng)
         except BaseException:
             self.close()
             raise
@@ -71,6 +77,7 @@ class VirtioDevices:
                     queues=disk.queues or min(spec.cpus, 8),
                     log=self._log,
                 )
+                disk.limit(blk)
             except BaseException:
                 file.close()
                 raise
@@ -80,31 +87,10 @@ class VirtioDevices:
     def _add_scsi(self, spec: MachineSpec) -> None:
         if not spec.scsi:
             return
-        from kvmkit.block.file import DiskFile
-        from kvmkit.virtio.scsi.cdrom import CdRom
-        from kvmkit.virtio.scsi.device import Scsi
-        from kvmkit.virtio.scsi.disk import Disk
-        from kvmkit.virtio.scsi.medium import FileMedium
-        from kvmkit.virtio.scsi.target import Targets
+        from kvmkit.machine.scsi import ScsiAdapter
 
-        targets = Targets()
-        media: list[FileMedium] = []
-        try:
-            for number, unit in enumerate(spec.scsi):
-                medium = FileMedium(DiskFile(unit.path, readonly=unit.readonly or unit.cdrom))
-                media.append(medium)
-                serial = unit.serial or f"kvmkit-scsi{number}"
-                physical = medium.file.physical
-                made = (
-                    CdRom(medium, serial=serial) if unit.cdrom else Disk(medium, serial=serial, physical_bytes=physical)
-                )
-                targets.add(number, 0, made)
-            scsi = Scsi(self._memory, targets, log=self._log, owned=tuple(medium.close for medium in media))
-        except BaseException:
-            for medium in media:
-                medium.close()
-            raise
-        self._add(scsi)
+        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
+        self._add(self.scsi.device)
 
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)

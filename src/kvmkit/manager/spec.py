@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import Limits
 from kvmkit.machine.spec import Disk, ScsiDisk
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
+    rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
     debug_exit: Annotated[bool, Meta(description="a write to port 0xf4 ends the VM")] = False
@@ -75,6 +77,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         cpuid.parse(self.cpu)
         if self.hugepages:
             backing.check_choice(self.hugepages)
+        self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
         if self.initrd and not self.kernel:
@@ -136,6 +139,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             disks=self.disks,
             scsi=self.scsi,
             rng=self.rng,
+            rng_limits=self.rng_limits,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,
