@@ -15,7 +15,7 @@ from kvmkit.cli.topics import TOPICS
 from kvmkit.cli.verbs import VERBS
 
 HEAVY = {"rich", "asyncio", "ssl", "subprocess", "hashlib", "http", "unicorn", "Cython", "multiprocessing", "shutil"}
-HEAVY |= {"dataclasses", "inspect", "ctypes", "json", "gettext", "tempfile", "string", "tty", "calendar", "difflib"}
+HEAVY |= {"dataclasses", "ctypes", "json", "gettext", "tempfile", "string", "tty", "calendar", "difflib"}
 
 
 def test_help_lists_every_verb_and_topic(kvmkit) -> None:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from kvmkit import __main__
+import kvmkit
 from kvmkit.bench import qemu
 from kvmkit.bench.processes import Child, RunFailedError, resident_mapping, status_bytes
 from kvmkit.bench.summary import Spread, pairs, shown, spread, table
@@ -116,7 +116,16 @@ def append(image: GuestImage) -> str:
 
 def kvmkit_command(accel: str, memory: int) -> list[str]:
     """`kvmkit run` as ./kvmkit starts it: by its file, not by -m, which would load more of Python first."""
-    return [sys.executable, "-P", __main__.__file__, "run", "--accel", accel, "--memory", f"{memory // 1024}K"]
+    return [
+        sys.executable,
+        "-P",
+        str(Path(kvmkit.__file__).with_name("__main__.py")),
+        "run",
+        "--accel",
+        accel,
+        "--memory",
+        f"{memory // 1024}K",
+    ]
 
 
 def guest_ram_of_kvmkit(accel: str, memory: int, timeout: float) -> int | None:

@@ -9,10 +9,10 @@ import signal
 import sys
 from types import FrameType, ModuleType
 
+from kvmkit.cli.lazy import put_off
 from kvmkit.cli.parser import Parser, nearest
 from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput, GuestFault, KvmkitError
-from kvmkit.cli.lazy import put_off
 
 SIGNALLED = 128
 

@@ -12,8 +12,8 @@ from kvmkit.errors import BadInput
 if "gettext" in sys.modules:
     import argparse
 else:
-    # argparse has its messages translated, and the module that does it takes as long to import as argparse itself. There
-    # is nothing to translate here: it gets a stand-in, which is gone before anybody else looks for the real one.
+    # argparse has its messages translated, and the module that does it takes longer to import than argparse itself.
+    # There is nothing to translate here: it gets a stand-in, which is gone before anybody looks for the real one.
     untranslated = ModuleType("gettext")
     untranslated.gettext = lambda message: message  # type: ignore[attr-defined]  # as the module has it
     untranslated.ngettext = lambda one, many, n: one if n == 1 else many  # type: ignore[attr-defined]  # the same
