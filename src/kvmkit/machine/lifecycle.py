@@ -19,6 +19,7 @@ from kvmkit.machine.end import End, EndReason, State
 from kvmkit.machine.loading import load
 from kvmkit.machine.spec import MachineSpec
 from kvmkit.machine.stats import Report, Stats
+from kvmkit.machine.throwaway import Copies
 from kvmkit.machine.vcpus import VcpuThreads
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Machine:
         from kvmkit.accel.choose import choose
 
         spec.check()
-        self.spec = spec
+        self._copies = Copies(spec)
+        self.spec = spec = self._copies.spec
         self.stats = Stats(started_ns)
         self._warn = warn
         self._undriven: list[str] = []
@@ -203,6 +205,7 @@ class Machine:
             if self._closed:
                 return
             self._closed = True
+        self._copies.close()
         self._agent_client.close()
         os.close(self.ended_fd)
         self.ended_fd = -1

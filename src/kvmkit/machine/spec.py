@@ -30,6 +30,8 @@ class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Past the host's page cache."""
     serial: str = ""
     queues: int = 0
+    snapshot: bool = False
+    """Changes go to a copy, and with the machine."""
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
@@ -40,7 +42,7 @@ class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if len(self.serial.encode()) > 20:
             raise BadInput(f"--disk {self.path}: serial={self.serial}: a serial number has up to 20 bytes")
         self.check_limits(f"--disk {self.path}")
-        DiskFile(self.path, readonly=self.readonly, direct=self.direct).close()
+        DiskFile(self.path, readonly=self.readonly or self.snapshot, direct=self.direct).close()
 
 
 class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,12 +52,33 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     readonly: bool = False
     cdrom: bool = False
     serial: str = ""
+    snapshot: bool = False
+    """Changes go to a copy, and with the machine."""
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
         from kvmkit.block.file import DiskFile
 
-        DiskFile(self.path, readonly=self.readonly or self.cdrom).close()
+        DiskFile(self.path, readonly=self.readonly or self.cdrom or self.snapshot).close()
+
+
+class Vsock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sockets between host and guest. `path`: this side's socket; what the guest reaches at port P listens at path_P.
+
+    `reserved`: ports of the host's that only a guest's root reaches, from a port below 1024.
+    """
+
+    cid: int = 0
+    """0: 3, or one of its own for a VM with a name."""
+    path: str = ""
+    reserved: tuple[int, ...] = ()
+    optional: bool = False
+    """Nobody asked for it: nothing is said when the guest does not use it."""
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be."""
+        if self.cid and not 3 <= self.cid < 0xFFFFFFFF:
+            raise BadInput(f"--vsock {self.cid}: a guest's CID is a number from 3 to 4294967294")
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,9 +88,13 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     the descriptors that `Machine` is given, both ways.
     """
 
-    kernel: str
+    kernel: str = ""
     initrd: tuple[str, ...] = ()
     append: str = ""
+    firmware: str = ""
+    """A BIOS image instead of a kernel, to start from a disk: its path, or "bios" for the host's SeaBIOS."""
+    boot_order: tuple[int, ...] = ()
+    """Which disks firmware tries, first to last: places in `disks`, and after them in `scsi`. None: as they come."""
     accel: str = "auto"
     cpu: str = "max"
     cpus: int = 1
@@ -95,6 +122,15 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
     rng_limits: Limits = Limits()
+    vsock: Vsock | None = None
+
+    @property
+    def all_boot_order(self) -> tuple[int, ...]:
+        """`boot_order`, then the disks it leaves out: as they come, CD-ROMs last."""
+        units: tuple[Disk | ScsiDisk, ...] = (*self.disks, *self.scsi)
+        cdroms = [place for place, unit in enumerate(units) if isinstance(unit, ScsiDisk) and unit.cdrom]
+        rest = [*(place for place in range(len(units)) if place not in cdroms), *cdroms]
+        return (*self.boot_order, *(place for place in rest if place not in self.boot_order))
 
     @property
     def cpu_text(self) -> str:
@@ -111,7 +147,20 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
         self.rng_limits.check_limits("--rng-limit")
+        self._check_start()
         self._check_disks()
+        if self.vsock is not None:
+            self.vsock.check()
+
+    def _check_start(self) -> None:
+        if bool(self.kernel) == bool(self.firmware):
+            raise BadInput("a machine starts a kernel (--kernel) or firmware (--firmware): name one of them")
+        if self.firmware and (self.initrd or self.append):
+            raise BadInput(
+                "--firmware: the disk has the kernel's initrd and parameters: leave --initrd and --append away"
+            )
+        if not all(0 <= place < len(self.disks) + len(self.scsi) for place in self.boot_order):
+            raise BadInput(f"boot order {self.boot_order}: there are {len(self.disks) + len(self.scsi)} disks")
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}
@@ -120,14 +169,14 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             disk.check()
             found = os.stat(disk.path)
             key = (found.st_dev, found.st_ino)
-            readonly = disk.readonly or (isinstance(disk, ScsiDisk) and disk.cdrom)
+            readonly = disk.readonly or disk.snapshot or (isinstance(disk, ScsiDisk) and disk.cdrom)
             if not (readonly and seen.get(key, True)) and key in seen:
                 raise BadInput(f"--disk {disk.path}: given twice; a disk that is written can be attached once")
             seen[key] = readonly
 
 
 def parse_disk(text: str) -> Disk:
-    """A Disk of PATH[,ro][,direct][,serial=TEXT][,queues=N][,bps=N][,iops=N][,bps_burst=N][,iops_burst=N].
+    """A Disk of PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,bps=N][,iops=N][,bps_burst=N][,iops_burst=N].
 
     A comma in PATH is written twice. Raises BadInput.
     """
@@ -135,7 +184,7 @@ def parse_disk(text: str) -> Disk:
     given: dict[str, str | float | bool] = {}
     for option in options:
         key, _equals, value = option.partition("=")
-        if option in ("ro", "direct"):
+        if option in ("ro", "direct", "snapshot"):
             given["readonly" if option == "ro" else option] = True
         elif key == "serial" and value:
             given[key] = value
@@ -145,18 +194,18 @@ def parse_disk(text: str) -> Disk:
             given[limit[0]] = limit[1]
         else:
             limits = ", ".join(f"{each}=N" for each in KEYS)
-            known = f"ro, direct, serial=TEXT, queues=1..{MAX_DISK_QUEUES}, {limits}"
+            known = f"ro, snapshot, direct, serial=TEXT, queues=1..{MAX_DISK_QUEUES}, {limits}"
             raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
     return msgspec.convert({"path": path, **given}, Disk)
 
 
 def parse_scsi(text: str) -> ScsiDisk:
-    """A ScsiDisk of PATH[,ro][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
+    """A ScsiDisk of PATH[,ro][,snapshot][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
     path, options = _path_and_options("--scsi", text)
     given: dict[str, str | bool] = {}
     for option in options:
-        if option in ("ro", "cd"):
-            given["readonly" if option == "ro" else "cdrom"] = True
+        if option in ("ro", "cd", "snapshot"):
+            given[{"ro": "readonly", "cd": "cdrom"}.get(option, option)] = True
         elif option.startswith("serial=") and option != "serial=":
             given["serial"] = option.removeprefix("serial=")
         else:

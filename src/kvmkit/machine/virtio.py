@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.pci import PciTransport
+    from kvmkit.virtio.vsock import Vsock
 
 PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
 MMIO_DRIVER = "CONFIG_VIRTIO_MMIO (virtio_mmio)"
@@ -44,6 +45,8 @@ class VirtioDevices:
         self.devices = []
         self.disks = []
         self.scsi = None
+        self.vsock: Vsock | None = None
+        self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
@@ -56,6 +59,13 @@ class VirtioDevices:
                 rng = Rng(memory, log=log)
                 spec.rng_limits.limit(rng)
                 self._add(rng)
+            if spec.vsock is not None:  # last: the others keep their places whether it is there or not
+                from kvmkit.virtio.vsock import Vsock
+
+                own = spec.vsock
+                self.vsock = Vsock(memory, own.cid or 3, own.path, reserved=own.reserved, log=log)
+                self._add(self.vsock)
+                self._optional.append(self.vsock if own.optional else None)
         except BaseException:
             self.close()
             raise
@@ -122,13 +132,23 @@ class VirtioDevices:
             for index, page in enumerate(pages)
         ]
 
+    def boot_paths(self, order: Sequence[int]) -> list[str]:
+        """What firmware calls the disks, in the order in which it is to try them: places in `disks`, then in `scsi`."""
+        found = []
+        for place in order:
+            scsi = place >= len(self.disks)
+            parts = [_firmware_path(self._transports[min(place, len(self.disks))])]
+            parts += ["channel@0", f"disk@{place - len(self.disks):x},0"] if scsi else ["disk@0,0"]
+            found.append("/".join(parts))
+        return found
+
     def undriven(self) -> list[str]:
         """For each device that no driver of the guest's has taken into use: which one, and what that needs."""
         bus = MMIO_DRIVER if self._pci is None else PCI_DRIVER
         return [
             f"the guest has not taken {device.name} into use: its kernel needs {device.driver} and {bus}"
             for device in self.devices
-            if not device.driven
+            if not device.driven and device not in self._optional
         ]
 
     def hold(self) -> None:
@@ -148,3 +168,12 @@ class VirtioDevices:
             device.close()
         self.devices = []
         self.disks = []
+
+
+def _firmware_path(transport: MmioTransport | PciTransport) -> str:
+    """A device as Open Firmware would name it."""
+    from kvmkit.virtio.mmio import MmioTransport
+
+    if isinstance(transport, MmioTransport):
+        return f"/virtio-mmio@{transport.base:016x}"
+    return f"/pci@i0cf8/scsi@{transport.function.slot:x}"
