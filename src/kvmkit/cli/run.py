@@ -78,6 +78,8 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
     add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
+    add("--vhost-user", action="append", metavar="DEVICE", help=text)
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
@@ -91,7 +93,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_scsi
+    from kvmkit.machine import parse_disk, parse_scsi, parse_vhost_user
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -103,6 +105,8 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.vhost_user:
+        given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:

@@ -11,6 +11,7 @@ channels (threads), lifecycle, stats.
 from .end import End, EndReason, State
 from .lifecycle import Machine
 from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
+from .vhost_user import VhostUser, parse_vhost_user
 
 __all__ = [
     "Disk",
@@ -20,7 +21,9 @@ __all__ = [
     "MachineSpec",
     "ScsiDisk",
     "State",
+    "VhostUser",
     "parse_disk",
     "parse_scsi",
     "parse_size",
+    "parse_vhost_user",
 ]

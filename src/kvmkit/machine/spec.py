@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.vhost_user import VhostUser
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -90,6 +91,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     disks: tuple[Disk, ...] = ()
     scsi: tuple[ScsiDisk, ...] = ()
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
+    vhost_user: tuple[VhostUser, ...] = ()
+    """Devices that other processes serve."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
 
@@ -97,6 +100,11 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def cpu_text(self) -> str:
         """The CPU model with its changes, as engines take it."""
         return self.cpu if self.nested is None else f"{self.cpu},{'+' if self.nested else '-'}nested"
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether other processes are to map guest RAM."""
+        return bool(self.vhost_user)
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be. Engine, model and files are looked at when they are used."""
@@ -108,6 +116,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
         self._check_disks()
+        for device in self.vhost_user:
+            device.check()
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}

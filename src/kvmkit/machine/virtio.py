@@ -47,6 +47,7 @@ class VirtioDevices:
         try:
             self._add_disks(spec)
             self._add_scsi(spec)
+            self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
@@ -106,6 +107,12 @@ class VirtioDevices:
                 medium.close()
             raise
         self._add(scsi)
+
+    def _add_vhost_user(self, spec: MachineSpec) -> None:
+        for one in spec.vhost_user:
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+
+            self._add(VhostUserDevice(self._memory, one.made(), one.socket, log=self._log))
 
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)

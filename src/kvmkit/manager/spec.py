@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.spec import Disk, ScsiDisk
+from kvmkit.machine.vhost_user import VhostUser
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -43,6 +44,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     preallocate: Annotated[bool, Meta(description="have all of guest RAM before the guest starts")] = False
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
+    vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
@@ -77,6 +79,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             backing.check_choice(self.hugepages)
         for disk in self.disks:
             disk.check()
+        for device in self.vhost_user:
+            device.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
@@ -92,6 +96,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
+            vhost_user=tuple(
+                msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
+            ),
         )
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
@@ -135,6 +142,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             transport=self.transport,
             disks=self.disks,
             scsi=self.scsi,
+            vhost_user=self.vhost_user,
             rng=self.rng,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,

@@ -34,12 +34,7 @@ from .messages import (
 )
 
 USED = (
-    Protocol.MQ
-    | Protocol.REPLY_ACK
-    | Protocol.BACKEND_REQ
-    | Protocol.CONFIG
-    | Protocol.RESET_DEVICE
-    | Protocol.STATUS
+    Protocol.MQ | Protocol.REPLY_ACK | Protocol.BACKEND_REQ | Protocol.CONFIG | Protocol.RESET_DEVICE | Protocol.STATUS
 )
 """Protocol features that are used where they are offered. Not INFLIGHT_SHMFD: what is in flight is known here."""
 ANSWER_SECONDS = 5.0
@@ -151,9 +146,7 @@ class Link:
         with_protocol = PROTOCOL_FEATURES if self.features & PROTOCOL_FEATURES else 0
         self._order(Request.SET_FEATURES, U64.pack(features | with_protocol))
         table = b"".join(REGION.pack(one.guest, one.size, one.host, one.offset) for one in regions)
-        self._order(
-            Request.SET_MEM_TABLE, VRING_STATE.pack(len(regions), 0) + table, [region.fd for region in regions]
-        )
+        self._order(Request.SET_MEM_TABLE, VRING_STATE.pack(len(regions), 0) + table, [region.fd for region in regions])
         self.status(0x0F)
 
     def status(self, value: int) -> None:

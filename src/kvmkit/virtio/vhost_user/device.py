@@ -94,7 +94,9 @@ class VhostUserDevice(Relay):
                     raise refusal(self.path, error) from error
             except (PeerGone, PeerWrong) as error:
                 if time.monotonic() >= end:
-                    raise HostError(f"{self.path}: the process that listens there is no vhost-user backend: {error}") from error
+                    raise HostError(
+                        f"{self.path}: the process that listens there is no vhost-user backend: {error}"
+                    ) from error
             time.sleep(RETRY_SECONDS)
 
     def _check(self, link: Link, kind: Kind, queues: int) -> int:
@@ -236,7 +238,8 @@ class VhostUserDevice(Relay):
             return
         link.close()
         for index, lane in enumerate(self.lanes):
-            lane.hold()
+            if not self.closed:  # else it has ended
+                lane.hold()
             self.collect(index)
             self.connect(index, False)
         self._up.clear()
@@ -249,7 +252,7 @@ class VhostUserDevice(Relay):
             self._say(f"its backend is gone ({why}): the guest gets errors from it until it is started again")
         else:
             self._say(f"its backend is gone ({why}): the guest waits until another one listens at {self.path}")
-        if self.status & DRIVER_OK and not self.held:
+        if self.status & DRIVER_OK and not self.held and not self.closed:
             for lane in self.lanes:
                 lane.run()
         os.eventfd_write(self.trouble, 1)  # for the watcher

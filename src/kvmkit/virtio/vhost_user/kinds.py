@@ -156,7 +156,9 @@ def parse(name: str, options: Mapping[str, str]) -> Kind:
     if "id" not in options:
         raise BadInput("generic needs id=N, the virtio device ID (4 is an entropy device)")
     return generic(
-        number(options, "id", 0, 63), number(options, "queues", 1, MOST_QUEUES), number(options, "config", 0, MOST_CONFIG)
+        number(options, "id", 0, 63),
+        number(options, "queues", 1, MOST_QUEUES),
+        number(options, "config", 0, MOST_CONFIG),
     )
 
 

@@ -64,8 +64,10 @@ class Relay(VirtioDevice):
     `trouble` is an eventfd that is written when a backend has broken the protocol of a ring; see `wrong`.
     """
 
-    def __init__(self, memory: GuestMemory, kind: int, queues: int, *, indirect: bool = True, **options):
+    def __cinit__(self):
         self.trouble = self.rings_fd = -1
+
+    def __init__(self, memory: GuestMemory, kind: int, queues: int, *, indirect: bool = True, **options):
         self.indirect = indirect
         VirtioDevice.__init__(self, memory, kind, [QUEUE] * queues, **options)
         if not indirect:  # then each segment takes a descriptor of the backend's, as many as the guest's
@@ -305,9 +307,7 @@ class Relay(VirtioDevice):
                 if i + 1 < chain.count:
                     flags |= DESC_NEXT
                 table[2 * i] = chain.address[i]
-                table[2 * i + 1] = (
-                    chain.iov[i].iov_len | flags << 32 | cython.cast(uint64_t, i + 1) << 48
-                )
+                table[2 * i + 1] = chain.iov[i].iov_len | flags << 32 | cython.cast(uint64_t, i + 1) << 48
             table = cython.cast(cython.pointer(uint64_t), r.memory + 16 * head)
             table[0] = r.guest + TABLES_AT + 16 * RING * index
             table[1] = 16 * cython.cast(uint64_t, chain.count) | cython.cast(uint64_t, DESC_INDIRECT) << 32
@@ -363,9 +363,8 @@ class Relay(VirtioDevice):
         chain: cython.pointer(Chain) = r.slots[index].chain
         head: uint16_t = r.slots[index].head
         last: uint16_t = head
-        i: uint16_t
         if not r.indirect:
-            for i in range(chain.count - 1):
+            for _ in range(chain.count - 1):
                 last = r.link[last]
         # `link` is ours alone: the backend can't lead us astray by its descriptors.
         r.link[last] = r.free_descriptor
