@@ -47,15 +47,16 @@ def daemon(tmp_path: Path) -> Iterator[StorageDaemon]:
 
 
 @needs_daemon
-@pytest.mark.parametrize("transport", ["mmio", "pci"])
-def test_nothing_is_lost_with_a_storage_daemon(daemon: StorageDaemon, transport: str) -> None:
+def test_nothing_is_lost_with_a_storage_daemon(daemon: StorageDaemon) -> None:
     script = """
-        head -c 8000000 /dev/urandom > /tmp/x; echo ready
-        for i in 1 2 3 4 5 6 7 8 9; do dd if=/tmp/x of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null || echo failed; done
+        head -c 4000000 /dev/urandom > /tmp/x; echo ready
+        for i in 1 2 3 4 5 6; do
+            dd if=/tmp/x of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null || echo failed
+        done
         echo 3 > /proc/sys/vm/drop_caches
-        dd if=/dev/vda bs=64k skip=9 2>/dev/null | head -c 8000000 | cmp - /tmp/x && echo same
+        dd if=/dev/vda bs=64k skip=6 2>/dev/null | head -c 4000000 | cmp - /tmp/x && echo same
     """
-    options = ["--vhost-user", f"blk={daemon.socket},queues=2", "--transport", transport]
+    options = ["--vhost-user", f"blk={daemon.socket},queues=2", "--transport", "pci"]
     run = subprocess.Popen(
         [*RUN, *options, "--", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
