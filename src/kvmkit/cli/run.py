@@ -31,6 +31,7 @@ examples:
   kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
+  kvmkit run --volume .:/work -- ls /work       a directory of the host's, in the guest
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
@@ -78,6 +79,7 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
     add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
     text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
     add("--vhost-user", action="append", metavar="DEVICE", help=text)
     add("--rng", action="store_true", help="give the guest entropy from the host")
@@ -93,7 +95,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_scsi, parse_vhost_user
+    from kvmkit.machine import parse_disk, parse_scsi, parse_vhost_user, parse_volume
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -107,6 +109,8 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
     if args.vhost_user:
         given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
+    if args.volume:
+        given["volumes"] = tuple(parse_volume(text) for text in args.volume)
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:

@@ -50,6 +50,15 @@ load() {
 load /sys/bus/platform/devices/LNRO0005:*/modalias /sys/bus/pci/devices/*/modalias
 load /sys/bus/virtio/devices/*/modalias
 load /sys/bus/scsi/devices/*/modalias
+for word in $(cat /proc/cmdline); do
+	case $word in kvmkit.volume=*) ;; *) continue ;; esac
+	word=${word#*=}
+	tag=${word%%:*} word=${word#*:}
+	options=rw
+	case $word in *:ro) options=ro word=${word%:ro} ;; esac
+	path=$(printf '%b' "$(echo "$word" | sed 's/%/\\\\x/g')")
+	mkdir -p "$path" && mount -t virtiofs -o $options "$tag" "$path" || echo "kvmkit: no volume at $path" > /dev/kmsg
+done
 """
 
 

@@ -12,6 +12,7 @@ from .end import End, EndReason, State
 from .lifecycle import Machine
 from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
 from .vhost_user import VhostUser, parse_vhost_user
+from .volume import Volume, parse_volume
 
 __all__ = [
     "Disk",
@@ -22,8 +23,10 @@ __all__ = [
     "ScsiDisk",
     "State",
     "VhostUser",
+    "Volume",
     "parse_disk",
     "parse_scsi",
     "parse_size",
     "parse_vhost_user",
+    "parse_volume",
 ]

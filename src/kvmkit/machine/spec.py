@@ -10,6 +10,7 @@ import msgspec
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import MOST_VOLUMES, Volume
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -93,6 +94,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
     vhost_user: tuple[VhostUser, ...] = ()
     """Devices that other processes serve."""
+    volumes: tuple[Volume, ...] = ()
+    """Directories of the host's, shared by virtiofsd."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
 
@@ -104,7 +107,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def shares_memory(self) -> bool:
         """Whether other processes are to map guest RAM."""
-        return bool(self.vhost_user)
+        return bool(self.vhost_user or self.volumes)
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be. Engine, model and files are looked at when they are used."""
@@ -116,8 +119,10 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
         self._check_disks()
-        for device in self.vhost_user:
+        for device in (*self.vhost_user, *self.volumes):
             device.check()
+        if len(self.volumes) > MOST_VOLUMES:
+            raise BadInput(f"--volume: given {len(self.volumes)} times; {MOST_VOLUMES} can be")
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}

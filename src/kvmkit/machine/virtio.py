@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
 from kvmkit.errors import BadInput
+from kvmkit.machine.volume import TAG
 
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
@@ -113,6 +114,14 @@ class VirtioDevices:
             from kvmkit.virtio.vhost_user.device import VhostUserDevice
 
             self._add(VhostUserDevice(self._memory, one.made(), one.socket, log=self._log))
+        for number, volume in enumerate(spec.volumes):
+            from kvmkit.vhost_user import virtiofsd
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+            from kvmkit.virtio.vhost_user.kinds import fs
+
+            daemon = virtiofsd.make(volume.host, readonly=volume.readonly)
+            kind, name = fs(f"{TAG}{number}"), f"volume {volume.host}"
+            self._add(VhostUserDevice(self._memory, kind, name, name=name, daemon=daemon, log=self._log))
 
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)

@@ -13,6 +13,7 @@ from msgspec import Meta
 from kvmkit.errors import BadInput
 from kvmkit.machine.spec import Disk, ScsiDisk
 from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import Volume
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -45,6 +46,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
     vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
+    volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
@@ -79,7 +81,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             backing.check_choice(self.hugepages)
         for disk in self.disks:
             disk.check()
-        for device in self.vhost_user:
+        for device in (*self.vhost_user, *self.volumes):
             device.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
@@ -99,6 +101,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
+            volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
         )
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 initrd = initrd or (str(image.initrd),)
                 parameters.append(image.append)
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
+            parameters += [volume.parameter(number) for number, volume in enumerate(self.volumes)]
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
             kernel=kernel,
@@ -143,6 +147,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             disks=self.disks,
             scsi=self.scsi,
             vhost_user=self.vhost_user,
+            volumes=self.volumes,
             rng=self.rng,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,

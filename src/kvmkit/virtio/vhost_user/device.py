@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from kvmkit.errors import BadInput, HostError
+from kvmkit.errors import BadInput, HostError, KvmkitError
 from kvmkit.memory import HIGH_RAM, GuestMemory
+from kvmkit.vhost_user.daemon import Daemon
 from kvmkit.vhost_user.link import Link, Region, refusal
 from kvmkit.vhost_user.messages import PeerGone, PeerWrong
 from kvmkit.virtio.device import DRIVER_OK
@@ -34,6 +35,8 @@ LOST = PeerGone, PeerWrong, OSError
 class VhostUserDevice(Relay):
     """The device of `kind` that a backend serves at `path`, a UNIX socket. `memory` must be shared.
 
+    With `daemon`, that process serves it, which is started, started again and ended here; `path` is a name only.
+
     Raises BadInput and HostError when there is no backend, or it offers what can't be used.
     """
 
@@ -46,11 +49,13 @@ class VhostUserDevice(Relay):
         name: str = "",
         queues: int = 0,
         wait: float = FIRST_SECONDS,
+        daemon: Daemon | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         if memory.fd < 0:
             raise BadInput(f"{path}: a vhost-user device needs guest memory that can be shared")
         self.path = path
+        self.daemon = daemon
         self.spec = kind
         self._link: Link | None = None
         self._up: set[int] = set()
@@ -58,7 +63,7 @@ class VhostUserDevice(Relay):
         self._given_up = False
         self._lost_at = 0.0
         self.reconnects = 0
-        link = self._connect(wait)
+        link = self._first(wait)
         try:
             count = self._check(link, kind, queues)
             super().__init__(
@@ -72,11 +77,12 @@ class VhostUserDevice(Relay):
                 config=kind.config(link, count),
                 log=log,
             )
-        except LOST as error:
+        except BaseException as error:
             link.close()
-            raise HostError(f"{path}: {error}") from error
-        except BaseException:
-            link.close()
+            if daemon is not None:
+                daemon.close()
+            if isinstance(error, LOST):
+                raise HostError(f"{path}: {error}") from error
             raise
         self._link = link
         self._since = time.monotonic()
@@ -84,11 +90,24 @@ class VhostUserDevice(Relay):
         self._watcher = threading.Thread(target=self._watch, name=f"watch {self.name}", daemon=True)
         self._watcher.start()
 
-    def _connect(self, wait: float) -> Link:
+    def _first(self, wait: float) -> Link:
+        if self.daemon is None:
+            return self._connect(self.path, wait)
+        try:
+            self.daemon.start()
+            return self._connect(self.daemon.address, 0)
+        except BaseException as error:
+            why = self.daemon.why() if isinstance(error, KvmkitError) else ""
+            self.daemon.close()
+            if why:
+                raise HostError(f"{self.path}: {why}") from error
+            raise
+
+    def _connect(self, path: str, wait: float) -> Link:
         end = time.monotonic() + wait
         while True:
             try:
-                return Link(self.path)
+                return Link(path)
             except OSError as error:
                 if time.monotonic() >= end:
                     raise refusal(self.path, error) from error
@@ -211,6 +230,8 @@ class VhostUserDevice(Relay):
         if self._link is not None:
             self._link.close()
             self._link = None
+        if self.daemon is not None:
+            self.daemon.close()
         os.close(self._ending)
 
     @property
@@ -251,7 +272,8 @@ class VhostUserDevice(Relay):
                 self.give_up(index)
             self._say(f"its backend is gone ({why}): the guest gets errors from it until it is started again")
         else:
-            self._say(f"its backend is gone ({why}): the guest waits until another one listens at {self.path}")
+            then = "it is started again" if self.daemon else f"another one listens at {self.path}"
+            self._say(f"its backend is gone ({why}): the guest waits until {then}")
         if self.status & DRIVER_OK and not self.held and not self.closed:
             for lane in self.lanes:
                 lane.run()
@@ -334,11 +356,16 @@ class VhostUserDevice(Relay):
     def _again(self) -> str:
         """Try to have a backend again. What is wrong with the one that listens; empty: nothing, or there is none."""
         try:
-            link = Link(self.path)
+            if self.daemon is not None:
+                if not self.daemon.running:
+                    self.daemon.start()
+                link = Link(self.daemon.address)
+            else:
+                link = Link(self.path)
         except OSError:
             return ""
         except (PeerGone, PeerWrong) as error:
-            return str(error)
+            return (self.daemon.why() if self.daemon is not None else "") or str(error)
         why = self._unlike(link)
         if why:
             link.close()
