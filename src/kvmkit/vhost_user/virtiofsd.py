@@ -41,7 +41,17 @@ def make(source: str, *, readonly: bool) -> Daemon:
 
     def arguments(listener: int) -> list[str]:
         if is_c:
-            return [path, f"--fd={listener}", "-o", f"source={source}", "-o", "cache=auto", "-f", "-o", "log_level=warn"]
+            return [
+                path,
+                f"--fd={listener}",
+                "-o",
+                f"source={source}",
+                "-o",
+                "cache=auto",
+                "-f",
+                "-o",
+                "log_level=warn",
+            ]
         return [path, f"--fd={listener}", f"--shared-dir={source}", "--cache=auto", "--log-level=error"]
 
     return Daemon(f"volume {source}", arguments, user=user, readonly=source if readonly else "")

@@ -25,7 +25,7 @@ from .relay import RINGS_AT, Relay
 
 DEVICE_BITS = (1 << 24) - 1 | ((1 << 14) - 1) << 50
 """Feature bits that belong to a kind of device, 2.2; the others are the rings'."""
-FIRST_SECONDS = 5.0
+FIRST_SECONDS = 1.0
 """How long a backend that was there before (or was just started) may take to listen."""
 RETRY_SECONDS, SLOWEST_RETRY_SECONDS = 0.05, 2.0
 HEALTHY_SECONDS = 2.0
