@@ -14,6 +14,12 @@ def main(argv: list[str] | None = None) -> int:
 
         sys.stdout.write(f"kvmkit {__version__}\n")
         return 0
+    if arguments[:1] == ["exec"]:
+        from kvmkit.cli.quick import attempt
+
+        status = attempt(arguments[1:])
+        if status is not None:
+            return status
     from kvmkit.cli.main import run
 
     return run(arguments, STARTED_NS)
