@@ -39,6 +39,7 @@ def run(
     tty: bool = False,
     stats: str | None = None,
     started_ns: int | None = None,
+    serial: str = "",
 ) -> int:
     """Run the VM of `home` to its end; returns kvmkit's exit status. GuestFault: its end is not one anybody wanted."""
     from kvmkit.manager.vmm import Vmm
@@ -59,6 +60,16 @@ def run(
     except BaseException:
         home.discard()  # it was made for this
         raise
+    led = None
+    if serial:
+        from kvmkit.manager import outlet
+
+        attended = False
+        try:
+            led = outlet.attach(vmm, serial, say)
+        except BaseException as error:
+            vmm.finish(Ended(reason="not started", status=1, detail=str(error)))
+            raise
     undriven = _Undriven(vmm.machine)
     status = INTERRUPTED
     try:
@@ -72,6 +83,8 @@ def run(
         raise
     finally:
         vmm.finish(_ended(vmm, status))
+        if led is not None:
+            led.close()
         undriven.tell()
         stats_file.write(stats, vmm.machine.stats.json())
 

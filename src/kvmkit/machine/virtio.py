@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
 from kvmkit.errors import BadInput
+from kvmkit.machine.volume import TAG
 
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
     from kvmkit.boot.acpi import MmioDevice
+    from kvmkit.machine.scsi import ScsiAdapter
     from kvmkit.machine.spec import MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
@@ -30,6 +31,8 @@ class VirtioDevices:
 
     devices: list[VirtioDevice]
     disks: list[Blk]
+    scsi: ScsiAdapter | None
+    """The SCSI adapter, if there is one."""
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.scsi = None
         self.vsock: Vsock | None = None
         self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
@@ -50,10 +54,13 @@ class VirtioDevices:
         try:
             self._add_disks(spec)
             self._add_scsi(spec)
+            self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
-                self._add(Rng(memory, log=log))
+                rng = Rng(memory, log=log)
+                spec.rng_limits.limit(rng)
+                self._add(rng)
             if spec.vsock is not None:  # last: the others keep their places whether it is there or not
                 from kvmkit.virtio.vsock import Vsock
 
@@ -78,10 +85,11 @@ class VirtioDevices:
                     self._memory,
                     file,
                     name=f"disk {disk.path}",
-                    serial=disk.serial or f"kvmkit-{string.ascii_lowercase[number % 26]}",
+                    serial=disk.serial or f"kvmkit-{chr(97 + number % 26)}",
                     queues=disk.queues or min(spec.cpus, 8),
                     log=self._log,
                 )
+                disk.limit(blk)
             except BaseException:
                 file.close()
                 raise
@@ -91,31 +99,24 @@ class VirtioDevices:
     def _add_scsi(self, spec: MachineSpec) -> None:
         if not spec.scsi:
             return
-        from kvmkit.block.file import DiskFile
-        from kvmkit.virtio.scsi.cdrom import CdRom
-        from kvmkit.virtio.scsi.device import Scsi
-        from kvmkit.virtio.scsi.disk import Disk
-        from kvmkit.virtio.scsi.medium import FileMedium
-        from kvmkit.virtio.scsi.target import Targets
+        from kvmkit.machine.scsi import ScsiAdapter
 
-        targets = Targets()
-        media: list[FileMedium] = []
-        try:
-            for number, unit in enumerate(spec.scsi):
-                medium = FileMedium(DiskFile(unit.path, readonly=unit.readonly or unit.cdrom))
-                media.append(medium)
-                serial = unit.serial or f"kvmkit-scsi{number}"
-                physical = medium.file.physical
-                made = (
-                    CdRom(medium, serial=serial) if unit.cdrom else Disk(medium, serial=serial, physical_bytes=physical)
-                )
-                targets.add(number, 0, made)
-            scsi = Scsi(self._memory, targets, log=self._log, owned=tuple(medium.close for medium in media))
-        except BaseException:
-            for medium in media:
-                medium.close()
-            raise
-        self._add(scsi)
+        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
+        self._add(self.scsi.device)
+
+    def _add_vhost_user(self, spec: MachineSpec) -> None:
+        for one in spec.vhost_user:
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+
+            self._add(VhostUserDevice(self._memory, one.made(), one.socket, log=self._log))
+        for number, volume in enumerate(spec.volumes):
+            from kvmkit.vhost_user import virtiofsd
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+            from kvmkit.virtio.vhost_user.kinds import fs
+
+            daemon = virtiofsd.make(volume.host, readonly=volume.readonly)
+            kind, name = fs(f"{TAG}{number}"), f"volume {volume.host}"
+            self._add(VhostUserDevice(self._memory, kind, name, name=name, daemon=daemon, log=self._log))
 
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)
@@ -147,6 +148,16 @@ class VirtioDevices:
             for index, page in enumerate(pages)
         ]
 
+    def boot_paths(self, order: Sequence[int]) -> list[str]:
+        """What firmware calls the disks, in the order in which it is to try them: places in `disks`, then in `scsi`."""
+        found = []
+        for place in order:
+            scsi = place >= len(self.disks)
+            parts = [_firmware_path(self._transports[min(place, len(self.disks))])]
+            parts += ["channel@0", f"disk@{place - len(self.disks):x},0"] if scsi else ["disk@0,0"]
+            found.append("/".join(parts))
+        return found
+
     def undriven(self) -> list[str]:
         """For each device that no driver of the guest's has taken into use: which one, and what that needs."""
         bus = MMIO_DRIVER if self._pci is None else PCI_DRIVER
@@ -173,3 +184,12 @@ class VirtioDevices:
             device.close()
         self.devices = []
         self.disks = []
+
+
+def _firmware_path(transport: MmioTransport | PciTransport) -> str:
+    """A device as Open Firmware would name it."""
+    from kvmkit.virtio.mmio import MmioTransport
+
+    if isinstance(transport, MmioTransport):
+        return f"/virtio-mmio@{transport.base:016x}"
+    return f"/pci@i0cf8/scsi@{transport.function.slot:x}"

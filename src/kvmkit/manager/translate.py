@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from kvmkit.errors import BadInput
-from kvmkit.manager.description import MIB, Description, Disk, Memory, Serial
-from kvmkit.manager.fit import fitted_disks
+from kvmkit.manager.description import MIB, Description, Disk, Firmware, Memory, Serial
+from kvmkit.manager.fit import boot_order, fitted_disks
 from kvmkit.manager.spec import VmSpec
 
 
@@ -15,26 +17,44 @@ def to_spec(description: Description) -> VmSpec:
     disks, scsi = fitted_disks(description)
     transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
     size = description.memory.size
+    firmware = "" if description.kernel else description.firmware.bios or "bios"
+    order = boot_order(description)
     return VmSpec(
         name=description.name,
         accel=description.accel,
         memory=f"{size // MIB}M" if size % MIB == 0 else f"{size // 1024}K",
-        hugepages="default" if description.memory.hugepages and not description.memory.path else "",
+        hugepages=_hugepages(description.memory),
         memory_path=description.memory.path,
         preallocate=description.memory.preallocate,
         cpus=description.cpus,
         cpu=description.cpu or "max",
         kernel=description.kernel,
         initrd=description.initrd,
-        append=description.append,
+        append=description.append if description.kernel else None,
+        firmware=firmware,
+        boot_order=order if firmware else (),
         transport=transport,
         disks=disks,
         scsi=scsi,
         rng=description.rng,
         console=True,
+        serial=_serial(description),
+        pidfile=description.pidfile,
         debug_exit=description.debug_exit,
         reboot=description.reboot,
     )
+
+
+def _serial(description: Description) -> str:
+    """Where the console leads. A window's own is on the terminal here."""
+    if not description.serials:
+        return "" if description.display == "window" and not description.daemonize else "null"
+    serial = description.serials[0]
+    return {"stdio": "", "null": "null", "pty": "pty"}.get(serial.kind, f"{serial.kind}:{serial.path}")
+
+
+def _hugepages(memory: Memory) -> Literal["", "default", "2M", "1G"]:
+    return (memory.page or "default") if memory.hugepages and not memory.path else ""
 
 
 def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
@@ -42,10 +62,10 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     from kvmkit.machine import parse_size
 
     left = []
-    if not spec.kernel:
+    if not spec.kernel and not spec.firmware:
         left.append(f"the image {spec.image or 'debian'}: only kvmkit has it; name a kernel, or a disk to start from")
-    if spec.hugepages in ("2M", "1G", "transparent"):
-        left.append(f"hugepages {spec.hugepages}: the size is the host's to choose there")
+    if spec.hugepages == "transparent":
+        left.append("transparent huge pages: they are the host's to choose there")
     if spec.command:
         left.append(f"the command {' '.join(spec.command)}: it is for kvmkit's agent")
     if spec.timeout is not None:
@@ -58,13 +78,26 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
             readonly=disk.readonly,
             cache="none" if disk.direct else "",
             serial=disk.serial,
+            snapshot=disk.snapshot,
         )
         for disk in spec.disks
     ]
     for unit in spec.scsi:
         media: Literal["disk", "cdrom"] = "cdrom" if unit.cdrom else "disk"
         readonly = unit.readonly or unit.cdrom
-        disks.append(Disk(path=unit.path, format="raw", bus="scsi", media=media, readonly=readonly, serial=unit.serial))
+        disks.append(
+            Disk(
+                path=unit.path,
+                format="raw",
+                bus="scsi",
+                media=media,
+                readonly=readonly,
+                serial=unit.serial,
+                snapshot=unit.snapshot,
+            )
+        )
+    for index, place in enumerate(spec.boot_order):
+        disks[place] = msgspec.structs.replace(disks[place], boot_index=index)
     if spec.nested is not None:
         left.append("nested: written as svm; on an Intel host it is vmx")
     description = Description(
@@ -77,14 +110,17 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
             size=parse_size(str(spec.memory)),
             path=spec.memory_path,
             hugepages=bool(spec.hugepages) and spec.hugepages != "transparent",
+            page=spec.hugepages if spec.hugepages in ("2M", "1G") else "",
             preallocate=spec.preallocate,
         ),
         kernel=spec.kernel,
         initrd=spec.initrd,
         append=spec.append or "",
+        firmware=Firmware(bios=spec.firmware if spec.firmware != "bios" else ""),
         disks=tuple(disks),
         defaults=False,
-        serials=(Serial(kind="stdio"),),
+        serials=_serials(spec),
+        pidfile=spec.pidfile,
         display="none",
         rng=spec.rng,
         debug_exit=spec.debug_exit,
@@ -93,13 +129,35 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     return description, left
 
 
+def _serials(spec: VmSpec) -> tuple[Serial, ...]:
+    kind, _, path = spec.serial.partition(":")
+    found: dict[str, Serial] = {
+        "": Serial(kind="stdio"),
+        "null": Serial(kind="null"),
+        "pty": Serial(kind="pty"),
+        "file": Serial(kind="file", path=path),
+        "unix": Serial(kind="unix", path=path),
+    }
+    return (found[kind],)
+
+
 def write_spec(spec: VmSpec) -> str:
     """The spec as TOML that `kvmkit run FILE.toml` reads: only what differs from the defaults."""
-    import msgspec
-
     from kvmkit.manager.toml import table
 
     values = msgspec.to_builtins(spec)
     if not isinstance(values, dict):
         raise BadInput("a spec is a table")
+    for key in ("disks", "scsi"):
+        values[key] = [_said(one) for one in getattr(spec, key)]
+        if not values[key]:
+            del values[key]
     return table(values, "")
+
+
+def _said(value: msgspec.Struct) -> dict[str, object]:
+    """The fields that are not as they are where nothing is said."""
+    fields = zip(value.__struct_fields__, value.__struct_defaults__[-len(value.__struct_fields__) :], strict=False)
+    defaults = {name: default for name, default in fields if default is not msgspec.NODEFAULT}
+    told = {name: getattr(value, name) for name in value.__struct_fields__}
+    return {name: given for name, given in told.items() if name not in defaults or defaults[name] != given}

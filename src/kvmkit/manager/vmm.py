@@ -18,7 +18,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, files, outcome, record, tasks, vsock, wire
+from kvmkit.manager import events, files, outcome, record, vsock, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
@@ -244,6 +244,22 @@ class Vmm:
         if self.noted.state == "paused":
             self._note("running", "resumed")
 
+    def change(self, request: Request) -> dict[str, Any]:
+        """Change the machine while it runs; what there is to say of it."""
+        from kvmkit.machine import changes
+
+        if request.verb == "attach":
+            if request.unit is None:
+                raise BadInput("attach: no device is given")
+            return {"target": changes.attach_scsi(self.machine, request.unit)}
+        if request.verb == "detach":
+            changes.detach_scsi(self.machine, request.target)
+            return {}
+        unknown = [what for what, _ in request.changes if what not in changes.SETTABLE]
+        if unknown:
+            raise BadInput(f"this VM's process can't set {unknown[0][:40]!r}: it is of another version of kvmkit")
+        return {"now": [changes.SETTABLE[what](self.machine, text) for what, text in request.changes]}
+
     def numbers(self) -> dict[str, Any]:
         """What `kvmkit stats` and `kvmkit inspect` show of it."""
         report = self.machine.report()
@@ -269,6 +285,8 @@ class Vmm:
             raise self.client.broken
 
     def _act(self, peer: Peer, request: Request) -> Task | None:
+        from kvmkit.manager import tasks  # most VMs that run a command are never asked for anything
+
         match request.verb:
             case "exec":
                 self._check_agent()
@@ -298,6 +316,9 @@ class Vmm:
                 self.pause()
             case "resume":
                 self.resume()
+            case "set" | "attach" | "detach":
+                peer.say({"ok": True, **self.change(request)})
+                return None
             case _:
                 raise BadInput(f"this VM's process knows no {request.verb[:40]!r}: it is of another version of kvmkit")
         peer.say({"ok": True})
