@@ -10,6 +10,7 @@ from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
+    from kvmkit.machine import Network
     from kvmkit.manager.spec import VmSpec
 
 SUMMARY = VERBS["run"].summary
@@ -78,6 +79,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
     add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    add("--net", action="append", metavar="NET", help="user, tap=NAME, bridge=NAME, network=NAME, socket=PATH or none")
+    text = "[ADDRESS:]PORT:GUEST-PORT[/udp]: a port of the host's that leads to the guest"
+    add("--publish", "-p", action="append", metavar="PORTS", help=text)
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
@@ -91,7 +95,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_scsi
+    from kvmkit.machine import parse_disk, parse_network, parse_scsi
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -103,6 +107,8 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.net or args.publish:
+        given["networks"] = published(tuple(parse_network(text) for text in args.net or ["user"]), args.publish or [])
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:
@@ -118,6 +124,21 @@ def specified(args: argparse.Namespace) -> VmSpec:
     spec: VmSpec = msgspec.structs.replace(base.absolute(directory), **VmSpec(**given).absolute().changed(given))
     spec.check()
     return spec
+
+
+def published(networks: tuple[Network, ...], ports: list[str]) -> tuple[Network, ...]:
+    """The cards, without those that are none, and with `ports` published by the one that can. BadInput."""
+    import msgspec
+
+    found = [each for each in networks if each.kind != "none"]
+    if ports:
+        user = next((each for each in found if each.kind == "user"), None)
+        if user is None:
+            raise BadInput(f"--publish {ports[0]}: goes with --net user; elsewhere the guest has an address of its own")
+        with_ports = msgspec.structs.replace(user, publish=tuple(ports))
+        with_ports.check()
+        found[found.index(user)] = with_ports
+    return tuple(found)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -171,6 +192,7 @@ def run_spec(
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
     # A reset ends `run`: what it was called for is gone.
+    spec = spec.identified()
     machine = msgspec.structs.replace(spec, reboot=False).machine(attached=not spec.with_agent)
     with create.make(spec, temporary=temporary) as home:
         return session.run(

@@ -10,7 +10,7 @@ channels (threads), lifecycle, stats.
 
 from .end import End, EndReason, State
 from .lifecycle import Machine
-from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
+from .spec import Disk, MachineSpec, Network, ScsiDisk, parse_disk, parse_network, parse_scsi, parse_size
 
 __all__ = [
     "Disk",
@@ -18,9 +18,11 @@ __all__ = [
     "EndReason",
     "Machine",
     "MachineSpec",
+    "Network",
     "ScsiDisk",
     "State",
     "parse_disk",
+    "parse_network",
     "parse_scsi",
     "parse_size",
 ]

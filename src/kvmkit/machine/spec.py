@@ -56,6 +56,42 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         DiskFile(self.path, readonly=self.readonly or self.cdrom).close()
 
 
+class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A network card, and what it is connected to.
+
+    "user": the host's own network, by passt. "tap" and "bridge": that interface of the host's. "network": one that
+    `kvmkit network create` made. "socket": a UNIX stream socket, as passt and QEMU's `-netdev stream` have it.
+    "switch": a switch of this user's VMs. "none": a card with nothing behind it.
+    """
+
+    kind: Literal["user", "tap", "bridge", "network", "socket", "switch", "none"]
+    name: str = ""
+    """The interface, the network, the switch, or the socket's path."""
+    mac: str = ""
+    """Its address; none: one that stays the same for each VM."""
+    queues: int = 0
+    """Queue pairs, where the other side can have several (tap, bridge, network); 0: one for each vCPU, up to 8."""
+    mtu: int = 0
+    loopback: bool = False
+    """With "user": the host's loopback address is to be reached at the gateway's."""
+    publish: tuple[str, ...] = ()
+    """With "user": ports of the host's that lead to the guest, as [ADDRESS:]PORT:GUEST-PORT[/udp]."""
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be."""
+        from kvmkit.net import options
+
+        options.check(
+            self.kind,
+            self.name,
+            mac=self.mac,
+            queues=self.queues,
+            mtu=self.mtu,
+            loopback=self.loopback,
+            publish=self.publish,
+        )
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One machine. Sizes are bytes, times seconds, paths as they are on the host.
 
@@ -90,6 +126,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     disks: tuple[Disk, ...] = ()
     scsi: tuple[ScsiDisk, ...] = ()
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
+    networks: tuple[Network, ...] = ()
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
 
@@ -108,6 +145,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
         self._check_disks()
+        for network in self.networks:
+            network.check()
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}
@@ -152,6 +191,30 @@ def parse_scsi(text: str) -> ScsiDisk:
         else:
             raise BadInput(f"--scsi {text}: no option {option!r}; there are ro, cd and serial=TEXT")
     return msgspec.convert({"path": path, **given}, ScsiDisk)
+
+
+def parse_network(text: str) -> Network:
+    """A Network of KIND[=NAME][,mac=..][,queues=N][,mtu=N][,loopback]; a comma in NAME is written twice. BadInput."""
+    what, options = _path_and_options("--net", text)
+    kind, _equals, name = what.partition("=")
+    given: dict[str, str | int | bool] = {}
+    for option in options:
+        key, _equals, value = option.partition("=")
+        if option == "loopback":
+            given[key] = True
+        elif key == "mac" and value:
+            given[key] = value
+        elif key in ("queues", "mtu") and value.isascii() and value.isdigit() and len(value) < 9:
+            given[key] = int(value)
+        else:
+            raise BadInput(f"--net {text}: no option {option!r}; there are mac=ADDRESS, queues=N, mtu=N and loopback")
+    try:
+        network = msgspec.convert({"kind": kind, "name": name, **given}, Network)
+    except msgspec.ValidationError:
+        known = "user, tap=NAME, bridge=NAME, network=NAME, socket=PATH, switch=NAME and none"
+        raise BadInput(f"--net {text}: no kind {kind!r} of network; there are {known}") from None
+    network.check()
+    return network
 
 
 def _path_and_options(option: str, text: str) -> tuple[str, list[str]]:

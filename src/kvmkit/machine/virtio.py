@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvmkit.virtio.blk import Blk
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.mmio import MmioTransport
+    from kvmkit.virtio.net import Net
     from kvmkit.virtio.pci import PciTransport
 
 PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
@@ -29,6 +30,7 @@ class VirtioDevices:
 
     devices: list[VirtioDevice]
     disks: list[Blk]
+    networks: list[Net]
 
     def __init__(
         self,
@@ -41,12 +43,15 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.networks = []
+        self._closers: list[Callable[[], None]] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
         try:
             self._add_disks(spec)
             self._add_scsi(spec)
+            self._add_networks(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
@@ -107,6 +112,24 @@ class VirtioDevices:
             raise
         self._add(scsi)
 
+    def _add_networks(self, spec: MachineSpec) -> None:
+        if not spec.networks:
+            return
+        from kvmkit.machine.networks import connect, default_mac
+        from kvmkit.virtio.net import Net
+
+        for network in spec.networks:
+            connection = connect(network, spec.cpus)
+            self._closers.append(connection.close)
+            mac = bytes.fromhex((network.mac or default_mac()).replace(":", ""))
+            name = f"net {network.kind}{'=' if network.name else ''}{network.name}"
+            card = Net(
+                self._memory, connection.backend, mac, name=name, mtu=network.mtu or connection.mtu, log=self._log
+            )
+            card.lost = connection.lost(card, self._log)
+            self.networks.append(card)
+            self._add(card)
+
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)
         if self._pci is not None:
@@ -161,5 +184,9 @@ class VirtioDevices:
         self._transports = []
         for device in self.devices:
             device.close()
+        for close in self._closers:
+            close()
+        self._closers = []
         self.devices = []
         self.disks = []
+        self.networks = []

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from kvmkit.errors import BadInput
-from kvmkit.machine.spec import Disk, ScsiDisk
+from kvmkit.machine.spec import Disk, Network, ScsiDisk
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -43,6 +43,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     preallocate: Annotated[bool, Meta(description="have all of guest RAM before the guest starts")] = False
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
+    networks: Annotated[
+        tuple[Network, ...] | None, Meta(description="network cards; none said: one by passt, where that is installed")
+    ] = None
+    mac: Annotated[str, Meta(description="the first card's address; none: one is chosen when the VM is made")] = ""
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
@@ -77,10 +81,18 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             backing.check_choice(self.hugepages)
         for disk in self.disks:
             disk.check()
+        for network in self.networks or ():
+            network.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
             check_image(self.image)
+
+    def identified(self) -> VmSpec:
+        """The same with an address for its first card, which stays with it."""
+        from kvmkit.machine.networks import default_mac
+
+        return self if self.mac else msgspec.structs.replace(self, mac=default_mac())
 
     def absolute(self, base: Path | None = None) -> VmSpec:
         """The same with whole paths, which were relative to `base` (default: the current directory)."""
@@ -91,6 +103,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
         )
 
@@ -102,12 +115,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         """The machine, with the image built if it is not there. `attached`: the console is on this terminal."""
         from kvmkit.accel.choose import choose
         from kvmkit.machine import MachineSpec, parse_size
+        from kvmkit.manager import networking
         from kvmkit.memory import backing
 
         self.check()
         choose(self.accel)
         backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
         kernel, initrd, append = self.kernel, self.initrd, self.append or ""
+        networks = networking.settled(self.networks, self.mac, alone=self.alone)
         if self.alone:
             if self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
@@ -119,6 +134,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 initrd = initrd or (str(image.initrd),)
                 parameters.append(image.append)
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
+            parameters += networking.parameters(networks)
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
             kernel=kernel,
@@ -135,6 +151,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             transport=self.transport,
             disks=self.disks,
             scsi=self.scsi,
+            networks=networks,
             rng=self.rng,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
@@ -143,6 +160,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         )
         spec.check()
         return spec
+
+
+def _absolute(network: Network, base: Path) -> Network:
+    if network.kind != "socket":
+        return network
+    return msgspec.structs.replace(network, name=os.path.join(base, network.name))
 
 
 def is_multiboot(kernel: str) -> bool:

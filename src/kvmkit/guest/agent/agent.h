@@ -62,6 +62,9 @@ void commands_ready(const struct pollfd *fds);
 void command_frame(u8 type, u8 id, const u8 *data, u32 n);
 void command_reaped(int pid, int status);
 
+/* network.c: cards that the kernel's command line gives an address. */
+void network_up(void);
+
 /* start.c: what only the first process does. */
 const char *start_early(void);                  /* returns the channel's path */
 void start_late(void);

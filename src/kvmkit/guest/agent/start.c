@@ -105,6 +105,7 @@ void start_late(void)
     set_hostname();
     loopback_up();
     load_drivers();
+    network_up();
 }
 
 void finish(u32 reboot_command)

@@ -46,6 +46,10 @@ INLINE long call6(long n, long a, long b, long c, long d, long e, long f)
 INLINE long sys_read(int fd, void *to, u64 n) { return SYS(read, fd, to, n, 0, 0); }
 INLINE long sys_write(int fd, const void *from, u64 n) { return SYS(write, fd, from, n, 0, 0); }
 INLINE int sys_open(const char *path, int flags) { return SYS(openat, AT_FDCWD, path, flags, 0, 0); }
+INLINE int sys_create(const char *path, int mode)
+{
+    return SYS(openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode, 0);
+}
 INLINE int sys_close(int fd) { return SYS(close, fd, 0, 0, 0, 0); }
 INLINE int sys_dup2(int from, int to) { return SYS(dup2, from, to, 0, 0, 0); }
 INLINE int sys_pipe(int fds[2], int flags) { return SYS(pipe2, fds, flags, 0, 0, 0); }

@@ -1,0 +1,65 @@
+"""A VM's network cards: the default one, their addresses, and what the guest's agent is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from kvmkit.machine.networks import default_mac, next_mac
+from kvmkit.machine.spec import Network
+
+
+def settled(networks: Sequence[Network] | None, mac: str, *, alone: bool) -> tuple[Network, ...]:
+    """The cards, each with its address. `mac`: the first one's. `alone`: the guest is a kernel of the user's own."""
+    if networks is None:
+        networks = () if alone else default()
+    mac = mac or default_mac()
+    return tuple(
+        each if each.mac else msgspec.structs.replace(each, mac=next_mac(mac, number))
+        for number, each in enumerate(networks)
+    )
+
+
+def default() -> tuple[Network, ...]:
+    """Where nothing was said."""
+    return ()
+
+
+class Address(NamedTuple):
+    """What the agent gives a card."""
+
+    address: str
+    prefix: int
+    gateway: str = ""
+    nameserver: str = ""
+
+
+def address(network: Network) -> Address | None:
+    """The address that a card has in a guest with kvmkit's agent; None: it asks there, or has none."""
+    if network.kind == "user":
+        from kvmkit.net import passt
+
+        return Address(passt.ADDRESS, passt.PREFIX, passt.GATEWAY, passt.NAMESERVER)
+    if network.kind == "switch":
+        # Link-local (RFC 3927), so that VMs meet without being told; from the card's own address, as nobody deals.
+        last = bytes.fromhex(network.mac.replace(":", ""))
+        return Address(f"169.254.{1 + last[4] % 254}.{1 + last[5] % 254}", 16)
+    return None
+
+
+def parameters(networks: Sequence[Network]) -> list[str]:
+    """Words for the kernel's command line, which the agent in the guest reads. See agent/network.c."""
+    words = []
+    for number, network in enumerate(networks):
+        card = f"eth{number}"
+        found = address(network)
+        if found is not None:
+            parts = (f"kvmkit.ip={card}", f"{found.address}/{found.prefix}", found.gateway, found.nameserver)
+            words.append(":".join(part for part in parts if part))
+        elif network.kind in ("bridge", "network", "tap"):
+            words.append(f"kvmkit.ip={card}:dhcp")
+        else:
+            words.append(f"kvmkit.ip={card}:up")
+    return words
