@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from net_card import BROADCAST, CONTROL, HEADER, MAC, OTHER, RECEIVE, TRANSMIT, Card, Peer, frame
 
 from kvmkit.errors import BadInput
 from kvmkit.memory import GuestMemory
 from kvmkit.net.backend import Backend
+from kvmkit.net.policy import FramePolicy
 from kvmkit.net.stream import StreamBackend
 from kvmkit.testing import MmioDriver, PciDriver
 from kvmkit.virtio import net
@@ -420,6 +423,59 @@ def test_state_goes_to_another_card(make: Make) -> None:
     assert other.device.filter.state() == card.device.filter.state()
     assert not other.device.filter.wants(frame(MAC))
     assert other.device.filter.wants(frame(OTHER))
+
+
+def test_a_policy_holds_at_once(make: Make) -> None:
+    card = make()
+    asking = frame(OTHER, bytes(28), b"\x08\x06")
+    card.device.set_policy(FramePolicy("dns"))
+    card.send(frame(OTHER))
+    card.send(asking)
+    assert card.peer.receive() == asking
+    card.device.set_policy(FramePolicy("deny"))
+    card.send(asking)
+    card.peer.send(frame())
+    card.offer(2000)
+    while not card.counted()["received"]["filtered"]:
+        time.sleep(0.001)
+    card.device.set_policy(FramePolicy())
+    card.send(frame(OTHER))
+    assert card.peer.receive() == frame(OTHER)
+    assert card.counted()["sent"]["filtered"] == 2
+    card.peer.send(frame(payload=b"through"))
+    assert card.taken()[0][HEADER:] == frame(payload=b"through")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    packed=st.booleans(),
+    pieces=st.lists(
+        st.tuples(st.sampled_from([0, 0x1000, 0xFFF000, 0xC0000000, 1 << 63]), st.integers(0, 70000), st.booleans()),
+        min_size=1,
+        max_size=4,
+    ),
+    header=st.binary(min_size=12, max_size=12),
+    queue=st.sampled_from([RECEIVE, TRANSMIT, CONTROL]),
+)
+def test_any_chain(make: Make, packed: bool, pieces: list[tuple[int, int, bool]], header: bytes, queue: int) -> None:
+    """It comes back, or the device needs a reset; and after that all is well."""
+    card = make(packed=packed)
+    card.memory.write(card.at, header)
+    ring = card.driver.queues[queue]
+    ring.add([(card.at + where if where < 0x2000 else where, size, write) for where, size, write in pieces])
+    card.peer.send(frame())
+    card.driver.ring(queue)
+    until = time.monotonic() + 20
+    while not ring.collect() and not card.driver.register(0x70) & 64 and time.monotonic() < until:
+        if queue == RECEIVE:
+            break  # too small a buffer waits for more
+        time.sleep(0.0005)
+    assert time.monotonic() < until
+    card.driver.start()
+    card.send(frame(OTHER, b"after" * 10))
+    while card.peer.receive() != frame(OTHER, b"after" * 10):
+        pass
+    card.driver.close()
 
 
 def test_cards_that_can_not_be() -> None:

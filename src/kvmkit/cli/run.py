@@ -32,11 +32,13 @@ examples:
   kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
+  kvmkit run --net user -- wget -O - http://192.0.2.1/    the network; kvmkit help networks
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
+  kvmkit run --firmware bios --disk system.raw  a disk with a boot loader, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
 
 A VM is removed when it ends, unless it has a name or is detached; --rm removes these too.
@@ -45,7 +47,7 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "name accel memory cpus cpu nested hugepages transport kernel append timeout".split()
+GIVEN = "policy name accel memory cpus cpu nested hugepages transport kernel firmware append timeout".split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -77,13 +79,17 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
-    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
-    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
+    add("--disk", action="append", metavar="DISK", help=text)
+    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--net", action="append", metavar="NET", help="user, tap=NAME, bridge=NAME, network=NAME, socket=PATH or none")
     text = "[ADDRESS:]PORT:GUEST-PORT[/udp]: a port of the host's that leads to the guest"
     add("--publish", "-p", action="append", metavar="PORTS", help=text)
+    add("--policy", metavar="POLICY", help="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")
     add("--rng", action="store_true", help="give the guest entropy from the host")
+    add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
+    add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
     add("--console", action="store_true", help="the guest's first serial port on this terminal; Ctrl-] x leaves")
@@ -99,7 +105,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
-    for name in ("name", "kernel"):
+    for name in ("name", "kernel", "firmware"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")
     given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
@@ -109,6 +115,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
     if args.net or args.publish:
         given["networks"] = published(tuple(parse_network(text) for text in args.net or ["user"]), args.publish or [])
+    if args.rng_limit is not None:
+        from kvmkit.machine.limits import parse_limits
+
+        given |= {"rng": True, "rng_limits": parse_limits(f"--rng-limit {args.rng_limit}", args.rng_limit)}
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:
@@ -182,19 +192,23 @@ def run_spec(
     stats: str | None = None,
     temporary: bool = True,
     started_ns: int | None = None,
+    reboot: bool = False,
 ) -> int:
-    """Run a VM in the foreground; returns the exit status."""
+    """Run a VM in the foreground; returns the exit status. `reboot`: it may start again when its guest resets."""
     import msgspec
 
     from kvmkit.cli import session
     from kvmkit.manager import create
+    from kvmkit.manager.pidfile import PidFile
 
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
-    # A reset ends `run`: what it was called for is gone.
     spec = spec.identified()
-    machine = msgspec.structs.replace(spec, reboot=False).machine(attached=not spec.with_agent)
-    with create.make(spec, temporary=temporary) as home:
+    # A reset ends `run`: what it was called for is gone. Not so where a disk was started, which installers reset.
+    machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
+        attached=not spec.with_agent and not spec.serial
+    )
+    with PidFile(spec.pidfile), create.make(spec, temporary=temporary) as home:
         return session.run(
             home,
             machine,
@@ -203,4 +217,5 @@ def run_spec(
             tty=tty,
             stats=stats,
             started_ns=started_ns,
+            serial=spec.serial,
         )

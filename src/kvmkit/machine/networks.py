@@ -12,6 +12,7 @@ from kvmkit.errors import BadInput, HostError
 if TYPE_CHECKING:
     from kvmkit.machine.spec import Network
     from kvmkit.net.backend import Backend
+    from kvmkit.net.policy import FramePolicy
     from kvmkit.virtio.net import Net
 
 MAC_PREFIX = "52:6b"
@@ -26,6 +27,17 @@ def next_mac(mac: str, number: int) -> str:
     """The address of a VM's card `number`, counted from 0, when the first has `mac`."""
     head, _, tail = mac.rpartition(":")
     return f"{head}:{(int(tail, 16) + number) % 256:02x}"
+
+
+def policy_of(network: Network, text: str) -> FramePolicy:
+    """The policy `text` for a card. BadInput."""
+    from kvmkit.net.options import parse_publish
+    from kvmkit.net.passt import NAMESERVER
+    from kvmkit.net.policy import FramePolicy
+
+    published = [parse_publish(ports) for ports in network.publish]
+    answering = tuple(each.guest_port for each in published if each.protocol == "tcp")
+    return FramePolicy(text, nameserver=NAMESERVER if network.kind == "user" else "", answering=answering)
 
 
 class Connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
@@ -12,6 +12,7 @@ from kvmkit.errors import BadInput
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
     from kvmkit.boot.acpi import MmioDevice
+    from kvmkit.machine.scsi import ScsiAdapter
     from kvmkit.machine.spec import MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
@@ -31,6 +32,8 @@ class VirtioDevices:
     devices: list[VirtioDevice]
     disks: list[Blk]
     networks: list[Net]
+    scsi: ScsiAdapter | None
+    """The SCSI adapter, if there is one."""
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class VirtioDevices:
         self.disks = []
         self.networks = []
         self._closers: list[Callable[[], None]] = []
+        self.scsi = None
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
@@ -55,7 +59,9 @@ class VirtioDevices:
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
-                self._add(Rng(memory, log=log))
+                rng = Rng(memory, log=log)
+                spec.rng_limits.limit(rng)
+                self._add(rng)
         except BaseException:
             self.close()
             raise
@@ -77,6 +83,7 @@ class VirtioDevices:
                     queues=disk.queues or min(spec.cpus, 8),
                     log=self._log,
                 )
+                disk.limit(blk)
             except BaseException:
                 file.close()
                 raise
@@ -86,36 +93,15 @@ class VirtioDevices:
     def _add_scsi(self, spec: MachineSpec) -> None:
         if not spec.scsi:
             return
-        from kvmkit.block.file import DiskFile
-        from kvmkit.virtio.scsi.cdrom import CdRom
-        from kvmkit.virtio.scsi.device import Scsi
-        from kvmkit.virtio.scsi.disk import Disk
-        from kvmkit.virtio.scsi.medium import FileMedium
-        from kvmkit.virtio.scsi.target import Targets
+        from kvmkit.machine.scsi import ScsiAdapter
 
-        targets = Targets()
-        media: list[FileMedium] = []
-        try:
-            for number, unit in enumerate(spec.scsi):
-                medium = FileMedium(DiskFile(unit.path, readonly=unit.readonly or unit.cdrom))
-                media.append(medium)
-                serial = unit.serial or f"kvmkit-scsi{number}"
-                physical = medium.file.physical
-                made = (
-                    CdRom(medium, serial=serial) if unit.cdrom else Disk(medium, serial=serial, physical_bytes=physical)
-                )
-                targets.add(number, 0, made)
-            scsi = Scsi(self._memory, targets, log=self._log, owned=tuple(medium.close for medium in media))
-        except BaseException:
-            for medium in media:
-                medium.close()
-            raise
-        self._add(scsi)
+        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
+        self._add(self.scsi.device)
 
     def _add_networks(self, spec: MachineSpec) -> None:
         if not spec.networks:
             return
-        from kvmkit.machine.networks import connect, default_mac
+        from kvmkit.machine.networks import connect, default_mac, policy_of
         from kvmkit.virtio.net import Net
 
         for network in spec.networks:
@@ -126,6 +112,9 @@ class VirtioDevices:
             card = Net(
                 self._memory, connection.backend, mac, name=name, mtu=network.mtu or connection.mtu, log=self._log
             )
+            if network.limited:
+                network.limit(card)
+            card.set_policy(policy_of(network, spec.policy))
             card.lost = connection.lost(card, self._log)
             self.networks.append(card)
             self._add(card)
@@ -160,6 +149,16 @@ class VirtioDevices:
             for index, page in enumerate(pages)
         ]
 
+    def boot_paths(self, order: Sequence[int]) -> list[str]:
+        """What firmware calls the disks, in the order in which it is to try them: places in `disks`, then in `scsi`."""
+        found = []
+        for place in order:
+            scsi = place >= len(self.disks)
+            parts = [_firmware_path(self._transports[min(place, len(self.disks))])]
+            parts += ["channel@0", f"disk@{place - len(self.disks):x},0"] if scsi else ["disk@0,0"]
+            found.append("/".join(parts))
+        return found
+
     def undriven(self) -> list[str]:
         """For each device that no driver of the guest's has taken into use: which one, and what that needs."""
         bus = MMIO_DRIVER if self._pci is None else PCI_DRIVER
@@ -190,3 +189,12 @@ class VirtioDevices:
         self.devices = []
         self.disks = []
         self.networks = []
+
+
+def _firmware_path(transport: MmioTransport | PciTransport) -> str:
+    """A device as Open Firmware would name it."""
+    from kvmkit.virtio.mmio import MmioTransport
+
+    if isinstance(transport, MmioTransport):
+        return f"/virtio-mmio@{transport.base:016x}"
+    return f"/pci@i0cf8/scsi@{transport.function.slot:x}"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from kvmkit.errors import BadInput
 from kvmkit.machine.networks import default_mac, next_mac
 from kvmkit.machine.spec import Network
 
@@ -20,6 +21,19 @@ def settled(networks: Sequence[Network] | None, mac: str, *, alone: bool) -> tup
         each if each.mac else msgspec.structs.replace(each, mac=next_mac(mac, number))
         for number, each in enumerate(networks)
     )
+
+
+def check(networks: Sequence[Network] | None, policy: str, mac: str) -> None:
+    """Raise BadInput, in one line, for what can't be."""
+    from kvmkit.net.options import parse_mac
+    from kvmkit.net.policy import FramePolicy
+
+    if policy:
+        FramePolicy(policy)
+        if networks is not None and not networks:
+            raise BadInput(f"--policy {policy}: there is no network card for it: leave --net none away")
+    if mac:
+        parse_mac(mac)
 
 
 def default() -> tuple[Network, ...]:

@@ -238,6 +238,22 @@ class Vmm:
         if self.noted.state == "paused":
             self._note("running", "resumed")
 
+    def change(self, request: Request) -> dict[str, Any]:
+        """Change the machine while it runs; what there is to say of it."""
+        from kvmkit.machine import changes
+
+        if request.verb == "attach":
+            if request.unit is None:
+                raise BadInput("attach: no device is given")
+            return {"target": changes.attach_scsi(self.machine, request.unit)}
+        if request.verb == "detach":
+            changes.detach_scsi(self.machine, request.target)
+            return {}
+        unknown = [what for what, _ in request.changes if what not in changes.SETTABLE]
+        if unknown:
+            raise BadInput(f"this VM's process can't set {unknown[0][:40]!r}: it is of another version of kvmkit")
+        return {"now": [changes.SETTABLE[what](self.machine, text) for what, text in request.changes]}
+
     def numbers(self) -> dict[str, Any]:
         """What `kvmkit stats` and `kvmkit inspect` show of it."""
         report = self.machine.report()
@@ -292,6 +308,9 @@ class Vmm:
                 self.pause()
             case "resume":
                 self.resume()
+            case "set" | "attach" | "detach":
+                peer.say({"ok": True, **self.change(request)})
+                return None
             case _:
                 raise BadInput(f"this VM's process knows no {request.verb[:40]!r}: it is of another version of kvmkit")
         peer.say({"ok": True})

@@ -3,6 +3,7 @@ from posix.uio cimport iovec
 
 from kvmkit.net.backend cimport Backend
 from kvmkit.net.filter cimport FrameFilter
+from kvmkit.net.policy cimport FramePolicy
 from kvmkit.virtio.device cimport VirtioDevice
 from kvmkit.virtio.lane cimport Lane
 from kvmkit.virtio.limit cimport Limit
@@ -63,6 +64,7 @@ cdef struct Pair:  # a lane's
 cdef class Net(VirtioDevice):
     cdef readonly Backend backend
     cdef readonly FrameFilter filter
+    cdef readonly FramePolicy policy
     cdef readonly bytes mac
     cdef readonly bytes default_mac
     cdef readonly int mtu

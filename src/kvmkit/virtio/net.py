@@ -12,6 +12,7 @@ import cython
 from cython.cimports.kvmkit.accel.tcg.threads import monotonic
 from cython.cimports.kvmkit.net.backend import FULL, GONE, MOST_FRAME, SENT, Backend
 from cython.cimports.kvmkit.net.filter import FrameFilter, filter_wants
+from cython.cimports.kvmkit.net.policy import NOTHING_AT_ALL, FramePolicy, policy_allows
 from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new, chain_read, chain_write, queue_break
 from cython.cimports.kvmkit.virtio.lane import POLLIN, POLLOUT, Lane
 from cython.cimports.kvmkit.virtio.limit import limit_set, limit_take, limit_wait
@@ -118,6 +119,7 @@ class Net(VirtioDevice):
         self.pairs = 1
         self.most_pairs = backend.pairs
         self.filter = FrameFilter(self.mac)
+        self.policy = FramePolicy()
         self.contexts = []
         features = MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | CTRL_VLAN | CTRL_RX_EXTRA | CTRL_MAC_ADDR
         features |= GUEST_ANNOUNCE | (MTU if mtu else 0) | (MQ if backend.pairs > 1 else 0)
@@ -192,6 +194,14 @@ class Net(VirtioDevice):
         self.set_config(self._config())
         if up:
             self.announce()
+
+    def set_policy(self, policy: FramePolicy) -> None:
+        """What the guest may send from now on: no frame is under way by the old policy when this comes back."""
+        with self.lock:
+            for lane in self.lanes:
+                lane.hold()
+            self.policy = policy
+            self._go_on()
 
     def announce(self) -> None:
         """Have the guest tell the network where it is now."""
@@ -465,6 +475,9 @@ class Net(VirtioDevice):
             return 1
         # What is looked at is what is sent: the guest may change its own copy meanwhile.
         head: uint64_t = chain_read(p.tx, cython.sizeof(Header), p.head, min(length, cython.cast(uint64_t, HEAD)))
+        if not policy_allows(cython.address(self.policy.p), p.head, head):
+            p.sent.filtered += 1
+            return 1
         count: cython.int = 0
         header.num_buffers = 0
         if self.backend.header:
@@ -545,7 +558,8 @@ class Net(VirtioDevice):
                 if cython.cast(uint64_t, got) <= header or not self.link:
                     p.received.dropped += 1
                     continue
-                if not filter_wants(cython.address(self.filter.f), frame + header, got - header):
+                wanted: cython.bint = filter_wants(cython.address(self.filter.f), frame + header, got - header)
+                if not wanted or self.policy.p.kind == NOTHING_AT_ALL:
                     p.received.filtered += 1
                     continue
                 p.frame = frame
