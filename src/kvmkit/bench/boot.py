@@ -117,6 +117,7 @@ def boot_kvmkit(accel: str, image: GuestImage, memory: int, timeout: float) -> B
 
     with tempfile.NamedTemporaryFile(prefix="kvmkit-bench-") as stats:
         command = [sys.executable, "-m", "kvmkit", "run", "--accel", accel, "--memory", f"{memory // 1024}K"]
+        command += ["--net", "none"]  # QEMU has no card either
         with Child([*command, "--stats", stats.name, "--", *COMMAND], timeout) as child:
             status = child.wait(sample, every=0.1)
             try:

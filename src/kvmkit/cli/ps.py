@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-HEAD = ("NAME", "STATE", "ENGINE", "CPUS", "CPU%", "USED", "GIVEN", "UP", "")
+HEAD = ("NAME", "STATE", "ENGINE", "CPUS", "CPU%", "USED", "GIVEN", "UP", "ADDRESS", "")
 
 
 def table(found: list[Row]) -> str:
@@ -65,6 +65,7 @@ def table(found: list[Row]) -> str:
             size(row.memory_used) if alive else "-",
             size(row.memory_given) if row.memory_given else "-",
             duration(row.uptime) if alive else "-",
+            ",".join(row.addresses) or "-",
             "in the foreground" if alive and row.foreground else f"{reason}{detail}",
         )
         lines.append(tuple("".join(c if c.isprintable() else "?" for c in text) for text in shown))

@@ -174,6 +174,7 @@ def _detach(args: argparse.Namespace, spec: VmSpec) -> int:
     for option, given in (("--tty", args.tty), ("--stats", args.stats)):
         if given:
             raise BadInput(f"{option} goes with a VM in the foreground, not with --detach")
+    _tell_of_network(spec)
     spec.machine()  # an image that is not there is built now, where its progress is seen
     with create.make(spec, temporary=args.rm) as home:
         try:
@@ -183,6 +184,14 @@ def _detach(args: argparse.Namespace, spec: VmSpec) -> int:
             raise
         print(home.name)
     return 0
+
+
+def _tell_of_network(spec: VmSpec) -> None:
+    from kvmkit.cli.main import say
+    from kvmkit.manager import networking
+
+    if spec.networks is None and not spec.alone and (text := networking.missing()):
+        say(f"note: {text}")
 
 
 def run_spec(
@@ -201,6 +210,7 @@ def run_spec(
     from kvmkit.manager import create
     from kvmkit.manager.pidfile import PidFile
 
+    _tell_of_network(spec)
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
     spec = spec.identified()

@@ -72,6 +72,7 @@ class UserConnection(Connection):
 
         self.passt = Passt([parse_publish(text) for text in network.publish], loopback=network.loopback)
         super().__init__(StreamBackend(self.passt.socket, "passt"), MTU)
+        self.passt.introduce(bytes.fromhex(network.mac.replace(":", "")))
 
     def reason(self) -> str:
         return f"passt ended: {self.passt.why()}" if self.passt.why() else ""

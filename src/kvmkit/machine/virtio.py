@@ -101,16 +101,24 @@ class VirtioDevices:
     def _add_networks(self, spec: MachineSpec) -> None:
         if not spec.networks:
             return
+        from msgspec.structs import replace
+
         from kvmkit.machine.networks import connect, default_mac, policy_of
+        from kvmkit.net.options import parse_mac
         from kvmkit.virtio.net import Net
 
         for network in spec.networks:
-            connection = connect(network, spec.cpus)
+            mac = network.mac or default_mac()
+            connection = connect(replace(network, mac=mac), spec.cpus)
             self._closers.append(connection.close)
-            mac = bytes.fromhex((network.mac or default_mac()).replace(":", ""))
             name = f"net {network.kind}{'=' if network.name else ''}{network.name}"
             card = Net(
-                self._memory, connection.backend, mac, name=name, mtu=network.mtu or connection.mtu, log=self._log
+                self._memory,
+                connection.backend,
+                parse_mac(mac),
+                name=name,
+                mtu=network.mtu or connection.mtu,
+                log=self._log,
             )
             if network.limited:
                 network.limit(card)

@@ -37,8 +37,33 @@ def check(networks: Sequence[Network] | None, policy: str, mac: str) -> None:
 
 
 def default() -> tuple[Network, ...]:
-    """Where nothing was said."""
-    return ()
+    """Where nothing was said: one by passt, where that is installed and the host has a network."""
+    from kvmkit.net import passt
+
+    return (Network(kind="user"),) if passt.find() is not None and has_route() else ()
+
+
+def has_route() -> bool:
+    """Whether this host reaches more than itself by IPv4; without that passt does not start."""
+    try:
+        with open("/proc/net/route", encoding="ascii") as routes:
+            return any(line.split("\t", 2)[1:2] == ["00000000"] for line in routes)
+    except OSError:
+        return False
+
+
+def missing() -> str:
+    """What to tell of a default network that there is none of; "" after the first time."""
+    from kvmkit.net import passt
+    from kvmkit.paths import cache_dir
+
+    if passt.find() is not None:
+        return ""
+    told = cache_dir() / "no-passt"
+    if told.exists():
+        return ""
+    told.touch()
+    return "the guest has no network; for one: sudo apt-get install passt (this is said once; --net none is silent)"
 
 
 class Address(NamedTuple):
@@ -77,3 +102,8 @@ def parameters(networks: Sequence[Network]) -> list[str]:
         else:
             words.append(f"kvmkit.ip={card}:up")
     return words
+
+
+def addresses(networks: Sequence[Network]) -> list[str]:
+    """Those that are known without asking the guest."""
+    return [found.address for each in networks if each.mac and (found := address(each)) is not None]

@@ -65,6 +65,13 @@ class Passt:
         finally:
             theirs.close()
 
+    def introduce(self, mac: bytes) -> None:
+        """Tell it the guest's address (an ARP announcement, RFC 5227), so that a published port works before the guest
+        has said a word."""
+        own = mac + socket.inet_aton(ADDRESS)
+        frame = b"\xff" * 6 + mac + bytes.fromhex("0806 0001 0800 06 04 0001") + own + bytes(6) + own[6:]
+        self.socket.send(len(frame).to_bytes(4, "big") + frame)
+
     def why(self) -> str:
         """What it said last, for when it has ended."""
         try:
