@@ -1,7 +1,7 @@
 """A virtio-net driver of 200 bytes that runs in ring 3 and polls, on bench.kernel's way there: it sends, or receives.
 
 What can be known before is in its file: the registers to write, descriptors and frames. It keeps `DEPTH` buffers with
-the device and rings the doorbell when the device asks for that. Its ring has neither event indices nor interrupts. A buffer
+the device and rings the doorbell when the device asks for that. Its ring has neither event indices nor interrupts. One
 that comes back with another length than it should ends it with status 15.
 
 Sources: virtio 1.2, 2.7, 4.2.2 and 5.1.6.
