@@ -33,6 +33,7 @@ examples:
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
   kvmkit run --net user -- wget -O - http://192.0.2.1/    the network; kvmkit help networks
+  kvmkit run --volume .:/work -- ls /work       a directory of the host's, in the guest
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
@@ -47,7 +48,7 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "policy name accel memory cpus cpu nested hugepages transport kernel firmware append timeout".split()
+GIVEN = "policy name accel memory cpus cpu nested hugepages transport vsock kernel firmware append timeout".split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -79,6 +80,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
+    add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
+    text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
+    add("--vhost-user", action="append", metavar="DEVICE", help=text)
     text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
     add("--disk", action="append", metavar="DISK", help=text)
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
@@ -88,6 +92,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--policy", metavar="POLICY", help="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
+    text = "sockets between host and guest (vsock.sock in the VM's directory); default: with kvmkit's agent"
+    add("--vsock", nargs="?", const=True, type=_cid, metavar="CID", help=text)
+    add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
@@ -97,11 +104,19 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=seconds, metavar="SECONDS", help="end the VM after that long, with status 124")
 
 
+def _cid(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:12]) < 3:
+        raise BadInput(
+            f"--vsock {text}: a guest's CID is a number from 3 to 4294967294 (before another word: --vsock=3)"
+        )
+    return int(text[:12])
+
+
 def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_network, parse_scsi
+    from kvmkit.machine import parse_disk, parse_network, parse_scsi, parse_vhost_user, parse_volume
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -115,6 +130,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
     if args.net or args.publish:
         given["networks"] = published(tuple(parse_network(text) for text in args.net or ["user"]), args.publish or [])
+    if args.vhost_user:
+        given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
+    if args.volume:
+        given["volumes"] = tuple(parse_volume(text) for text in args.volume)
     if args.rng_limit is not None:
         from kvmkit.machine.limits import parse_limits
 

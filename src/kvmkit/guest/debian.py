@@ -41,15 +41,26 @@ _ETC = {
     "profile": f"export PATH={_PATH}\nexport PS1='\\u@\\h:\\w\\$ '\numask 022\n",
 }
 
-# Run once by the agent: drivers of transports, and then of what stands behind them, a step at a time.
-_LOAD_DRIVERS = """\
-load() {
-	names=$(cat "$@" 2>/dev/null | sort -u)
-	[ -z "$names" ] || modprobe -ab $names 2>/dev/null
+_DRIVERS = "usr/lib/kvmkit/drivers"
+_BUSES = ("acpi:LNRO0005:", "pci:v00001AF4", "virtio:")
+_BEHIND = {
+    "virtio_scsi": ["sd_mod", "sr_mod"],
+    "virtio_pmem": ["nd_pmem"],
+    "virtio_input": ["evdev"],
 }
-load /sys/bus/platform/devices/LNRO0005:*/modalias /sys/bus/pci/devices/*/modalias
-load /sys/bus/virtio/devices/*/modalias
-load /sys/bus/scsi/devices/*/modalias
+"""What drives that which stands behind a device; it announces itself too late for the agent to look."""
+
+# Run by the agent where the kernel's command line has volumes.
+_MOUNT_VOLUMES = """\
+for word in $(cat /proc/cmdline); do
+	case $word in kvmkit.volume=*) ;; *) continue ;; esac
+	word=${word#*=}
+	tag=${word%%:*} word=${word#*:}
+	options=rw
+	case $word in *:ro) options=ro word=${word%:ro} ;; esac
+	path=$(printf '%b' "$(echo "$word" | sed 's/%/\\\\x/g')")
+	mkdir -p "$path" && mount -t virtiofs -o $options "$tag" "$path" || echo "kvmkit: no volume at $path" > /dev/kmsg
+done
 """
 
 # What busybox's udhcpc has learned, in its environment.
@@ -141,7 +152,6 @@ def _add_base(cpio: CpioWriter, agent: bytes) -> None:
     cpio.character_device("dev/null", 1, 3, 0o666)
     cpio.file("init", agent, 0o755)
     cpio.directory("usr/lib/kvmkit")
-    cpio.file("usr/lib/kvmkit/load-drivers", _LOAD_DRIVERS.encode())
     cpio.file("usr/lib/kvmkit/dhcp", _DHCP.encode(), 0o755)
     for name, text in _ETC.items():
         cpio.file(f"etc/{name}", text.encode())
@@ -180,3 +190,20 @@ def _add_modules(cpio: CpioWriter, directory: str, builtin: bytes, modules: Modu
     cpio.file(f"{directory}/modules.builtin", builtin)
     for name, text in modules.tables(names).items():
         cpio.file(f"{directory}/{name}", text.encode())
+    cpio.file("usr/lib/kvmkit/volumes", _MOUNT_VOLUMES.encode())
+    cpio.file(_DRIVERS, drivers(modules, names, f"/{directory}").encode())
+
+
+def drivers(modules: ModuleSet, names: list[str], directory: str) -> str:
+    """The agent's table: for each device that may be there, the start of its modalias and what to load, in order."""
+    lines = []
+    for name in names:
+        paths: dict[str, None] = {}
+        for each in [name, *_BEHIND.get(name, [])]:
+            if each in modules.files:
+                paths |= dict.fromkeys(modules.in_order(each))
+        for alias in modules.aliases(name):
+            prefix = alias.replace("acpi*:", "acpi:").partition("*")[0]
+            if prefix.startswith(_BUSES):
+                lines.append(" ".join([prefix, *(f"{directory}/{path}" for path in paths)]))
+    return "\n".join([*lines, ""])

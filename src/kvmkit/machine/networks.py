@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kvmkit.errors import BadInput, HostError
 
 if TYPE_CHECKING:
-    from kvmkit.machine.spec import Network
+    from kvmkit.machine.network import Network
     from kvmkit.net.backend import Backend
     from kvmkit.net.policy import FramePolicy
     from kvmkit.virtio.net import Net

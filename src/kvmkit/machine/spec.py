@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import KEYS, Limits, parse_limit
+from kvmkit.machine.network import Network
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import MOST_VOLUMES, Volume
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -62,41 +65,23 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         DiskFile(self.path, readonly=self.readonly or self.cdrom or self.snapshot).close()
 
 
-class Network(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A network card, and what it is connected to.
+class Vsock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sockets between host and guest. `path`: this side's socket; what the guest reaches at port P listens at path_P.
 
-    "user": the host's own network, by passt. "tap" and "bridge": that interface of the host's. "network": one that
-    `kvmkit network create` made. "socket": a UNIX stream socket, as passt and QEMU's `-netdev stream` have it.
-    "switch": a switch of this user's VMs. "none": a card with nothing behind it.
+    `reserved`: ports of the host's that only a guest's root reaches, from a port below 1024.
     """
 
-    kind: Literal["user", "tap", "bridge", "network", "socket", "switch", "none"]
-    name: str = ""
-    """The interface, the network, the switch, or the socket's path."""
-    mac: str = ""
-    """Its address; none: one that stays the same for each VM."""
-    queues: int = 0
-    """Queue pairs, where the other side can have several (tap, bridge, network); 0: one for each vCPU, up to 8."""
-    mtu: int = 0
-    loopback: bool = False
-    """With "user": the host's loopback address is to be reached at the gateway's."""
-    publish: tuple[str, ...] = ()
-    """With "user": ports of the host's that lead to the guest, as [ADDRESS:]PORT:GUEST-PORT[/udp]."""
+    cid: int = 0
+    """0: 3, or one of its own for a VM with a name."""
+    path: str = ""
+    reserved: tuple[int, ...] = ()
+    optional: bool = False
+    """Nobody asked for it: nothing is said when the guest does not use it."""
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be."""
-        from kvmkit.net import options
-
-        options.check(
-            self.kind,
-            self.name,
-            mac=self.mac,
-            queues=self.queues,
-            mtu=self.mtu,
-            loopback=self.loopback,
-            publish=self.publish,
-        )
-        self.check_limits(f"--net {self.kind}")
+        if self.cid and not 3 <= self.cid < 0xFFFFFFFF:
+            raise BadInput(f"--vsock {self.cid}: a guest's CID is a number from 3 to 4294967294")
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,9 +125,14 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     networks: tuple[Network, ...] = ()
     policy: str = ""
     """What the guest may send; see net/policy.py."""
+    vhost_user: tuple[VhostUser, ...] = ()
+    """Devices that other processes serve."""
+    volumes: tuple[Volume, ...] = ()
+    """Directories of the host's, shared by virtiofsd."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
     rng_limits: Limits = Limits()
+    vsock: Vsock | None = None
 
     @property
     def all_boot_order(self) -> tuple[int, ...]:
@@ -156,6 +146,11 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def cpu_text(self) -> str:
         """The CPU model with its changes, as engines take it."""
         return self.cpu if self.nested is None else f"{self.cpu},{'+' if self.nested else '-'}nested"
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether other processes are to map guest RAM."""
+        return bool(self.vhost_user or self.volumes)
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be. Engine, model and files are looked at when they are used."""
@@ -171,6 +166,14 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self._check_disks()
         for network in self.networks:
             network.check()
+        for device in self.vhost_user:
+            device.check()
+        for volume in self.volumes:
+            volume.check()
+        if len(self.volumes) > MOST_VOLUMES:
+            raise BadInput(f"--volume: given {len(self.volumes)} times; {MOST_VOLUMES} can be")
+        if self.vsock is not None:
+            self.vsock.check()
 
     def _check_start(self) -> None:
         if bool(self.kernel) == bool(self.firmware):
@@ -200,7 +203,7 @@ def parse_disk(text: str) -> Disk:
 
     A comma in PATH is written twice. Raises BadInput.
     """
-    path, options = _path_and_options("--disk", text)
+    path, options = path_and_options("--disk", text)
     given: dict[str, str | float | bool] = {}
     for option in options:
         key, _equals, value = option.partition("=")
@@ -221,7 +224,7 @@ def parse_disk(text: str) -> Disk:
 
 def parse_scsi(text: str) -> ScsiDisk:
     """A ScsiDisk of PATH[,ro][,snapshot][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
-    path, options = _path_and_options("--scsi", text)
+    path, options = path_and_options("--scsi", text)
     given: dict[str, str | bool] = {}
     for option in options:
         if option in ("ro", "cd", "snapshot"):
@@ -233,34 +236,7 @@ def parse_scsi(text: str) -> ScsiDisk:
     return msgspec.convert({"path": path, **given}, ScsiDisk)
 
 
-def parse_network(text: str) -> Network:
-    """A Network of KIND[=NAME][,mac=..][,queues=N][,mtu=N][,loopback]; a comma in NAME is written twice. BadInput."""
-    what, options = _path_and_options("--net", text)
-    kind, _equals, name = what.partition("=")
-    given: dict[str, Any] = {}
-    for option in options:
-        key, _equals, value = option.partition("=")
-        if option == "loopback":
-            given[key] = True
-        elif key == "mac" and value:
-            given[key] = value
-        elif key in ("queues", "mtu") and value.isascii() and value.isdigit() and len(value) < 9:
-            given[key] = int(value)
-        elif (limit := parse_limit(f"--net {text}", option)) is not None:
-            given[limit[0]] = limit[1]
-        else:
-            known = f"mac=ADDRESS, queues=N, mtu=N, loopback, {', '.join(f'{each}=N' for each in KEYS)}"
-            raise BadInput(f"--net {text}: no option {option!r}; there are {known}")
-    try:
-        network = msgspec.convert({"kind": kind, "name": name, **given}, Network)
-    except msgspec.ValidationError:
-        known = "user, tap=NAME, bridge=NAME, network=NAME, socket=PATH, switch=NAME and none"
-        raise BadInput(f"--net {text}: no kind {kind!r} of network; there are {known}") from None
-    network.check()
-    return network
-
-
-def _path_and_options(option: str, text: str) -> tuple[str, list[str]]:
+def path_and_options(option: str, text: str) -> tuple[str, list[str]]:
     path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     if not path:
         raise BadInput(f"{option} {text}: give a path first, such as {option} disk.raw,ro")

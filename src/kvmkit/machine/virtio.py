@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
 from kvmkit.errors import BadInput
+from kvmkit.machine.volume import TAG
 
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.net import Net
     from kvmkit.virtio.pci import PciTransport
+    from kvmkit.virtio.vsock import Vsock
 
 PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
 MMIO_DRIVER = "CONFIG_VIRTIO_MMIO (virtio_mmio)"
@@ -49,6 +50,8 @@ class VirtioDevices:
         self.networks = []
         self._closers: list[Callable[[], None]] = []
         self.scsi = None
+        self.vsock: Vsock | None = None
+        self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
@@ -56,12 +59,20 @@ class VirtioDevices:
             self._add_disks(spec)
             self._add_scsi(spec)
             self._add_networks(spec)
+            self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
                 rng = Rng(memory, log=log)
                 spec.rng_limits.limit(rng)
                 self._add(rng)
+            if spec.vsock is not None:  # last: the others keep their places whether it is there or not
+                from kvmkit.virtio.vsock import Vsock
+
+                own = spec.vsock
+                self.vsock = Vsock(memory, own.cid or 3, own.path, reserved=own.reserved, log=log)
+                self._add(self.vsock)
+                self._optional.append(self.vsock if own.optional else None)
         except BaseException:
             self.close()
             raise
@@ -79,7 +90,7 @@ class VirtioDevices:
                     self._memory,
                     file,
                     name=f"disk {disk.path}",
-                    serial=disk.serial or f"kvmkit-{string.ascii_lowercase[number % 26]}",
+                    serial=disk.serial or f"kvmkit-{chr(97 + number % 26)}",
                     queues=disk.queues or min(spec.cpus, 8),
                     log=self._log,
                 )
@@ -127,6 +138,20 @@ class VirtioDevices:
             self.networks.append(card)
             self._add(card)
 
+    def _add_vhost_user(self, spec: MachineSpec) -> None:
+        for one in spec.vhost_user:
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+
+            self._add(VhostUserDevice(self._memory, one.made(), one.socket, log=self._log))
+        for number, volume in enumerate(spec.volumes):
+            from kvmkit.vhost_user import virtiofsd
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+            from kvmkit.virtio.vhost_user.kinds import fs
+
+            daemon = virtiofsd.make(volume.host, readonly=volume.readonly)
+            kind, name = fs(f"{TAG}{number}"), f"volume {volume.host}"
+            self._add(VhostUserDevice(self._memory, kind, name, name=name, daemon=daemon, log=self._log))
+
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)
         if self._pci is not None:
@@ -173,7 +198,7 @@ class VirtioDevices:
         return [
             f"the guest has not taken {device.name} into use: its kernel needs {device.driver} and {bus}"
             for device in self.devices
-            if not device.driven
+            if not device.driven and device not in self._optional
         ]
 
     def hold(self) -> None:

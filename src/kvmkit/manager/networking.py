@@ -8,8 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.network import Network
 from kvmkit.machine.networks import default_mac, next_mac
-from kvmkit.machine.spec import Network
 
 
 def settled(networks: Sequence[Network] | None, mac: str, *, alone: bool) -> tuple[Network, ...]:

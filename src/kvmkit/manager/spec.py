@@ -12,7 +12,10 @@ from msgspec import Meta
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
-from kvmkit.machine.spec import Disk, Network, ScsiDisk
+from kvmkit.machine.network import Network
+from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import Volume
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -57,8 +60,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     ] = None
     policy: Annotated[str, Meta(description="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")] = ""
     mac: Annotated[str, Meta(description="the first card's address; none: one is chosen when the VM is made")] = ""
+    vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
+    volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
+    vsock: Annotated[
+        bool | int | None,
+        Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
+    ] = None
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
     serial: Annotated[
@@ -78,6 +87,13 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def with_agent(self) -> bool:
         """Whether kvmkit's agent is to be in the guest."""
         return not self.alone and not self.console
+
+    @property
+    def vsock_device(self) -> Vsock | None:
+        """The device; its socket gets its place when the VM has one."""
+        if self.vsock is None:
+            return Vsock(optional=True) if self.with_agent else None
+        return Vsock(cid=self.vsock if self.vsock is not True else 0) if self.vsock is not False else None
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
@@ -106,8 +122,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         for network in self.networks or ():
             network.check()
         networking.check(self.networks, self.policy, self.mac)
+        for device in self.vhost_user:
+            device.check()
+        for volume in self.volumes:
+            volume.check()
         if self.firmware:
             self._check_firmware()
+        if (vsock := self.vsock_device) is not None:
+            vsock.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
@@ -153,6 +175,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
             networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
+            vhost_user=tuple(
+                msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
+            ),
+            volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
         )
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
@@ -181,8 +207,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 kernel = kernel or str(image.kernel)
                 initrd = initrd or (str(image.initrd),)
                 parameters.append(image.append)
+            parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
             parameters += networking.parameters(networks)
+            parameters += [volume.parameter(number) for number, volume in enumerate(self.volumes)]
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
             kernel=kernel,
@@ -203,8 +231,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             scsi=self.scsi,
             networks=networks,
             policy=self.policy,
+            vhost_user=self.vhost_user,
+            volumes=self.volumes,
             rng=self.rng,
             rng_limits=self.rng_limits,
+            vsock=self.vsock_device,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

@@ -18,7 +18,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, files, networking, outcome, record, tasks, wire
+from kvmkit.manager import events, files, networking, outcome, record, vsock, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
@@ -73,6 +73,7 @@ class Vmm:
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
+            spec = vsock.placed(spec, home)
             self.machine = Machine(spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns)
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
         except BaseException as error:
@@ -81,6 +82,8 @@ class Vmm:
         self.client = AgentClient(self.machine.agent_fd, wake=self.machine.ended_fd)
         self.client.companion = self.server
         self.server.after_each_turn(self._look)
+        own = spec.vsock
+        self._agent_socket = vsock.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
 
     def _disk_full(self, why: str) -> None:
         events.note(self.home.current_name(), "log lost", f"can't write the console's log: {why}")
@@ -143,6 +146,8 @@ class Vmm:
         ended.at = ended.at or time.time()
         if self.noted.state not in ("stopping", "ended"):
             self.noted.state = "stopping"
+        if self._agent_socket is not None:
+            self._agent_socket.close()
         self.machine.close()
         self.noted.ended = ended
         self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
@@ -236,6 +241,7 @@ class Vmm:
 
     def resume(self) -> None:
         self.machine.resume()
+        self.client.set_time()
         if self.noted.state == "paused":
             self._note("running", "resumed")
 
@@ -280,6 +286,8 @@ class Vmm:
             raise self.client.broken
 
     def _act(self, peer: Peer, request: Request) -> Task | None:
+        from kvmkit.manager import tasks  # most VMs that run a command are never asked for anything
+
         match request.verb:
             case "exec":
                 self._check_agent()

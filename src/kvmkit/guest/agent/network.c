@@ -61,7 +61,7 @@ static void bring_up(int fd, struct card_request *card)
 
 static void name_server(const char *text, u32 n)
 {
-    int fd = sys_create("/etc/resolv.conf", 0644);
+    int fd = sys_create("/etc/resolv.conf", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0)
         return;
     sys_write(fd, "nameserver ", 11);
@@ -74,7 +74,9 @@ static void ask_dhcp(char *name)
 {
     char *argv[] = {"udhcpc", "-i", name, "-b", "-S", "-s", "/usr/lib/kvmkit/dhcp", NULL};
     static char *env[] = {"PATH=/usr/bin:/usr/sbin", NULL};
+    static const u64 none;
     if (sys_vfork() == 0) {
+        sys_setmask(&none);
         sys_execve("/usr/bin/udhcpc", argv, env);
         sys_exit(127);
     }

@@ -5,6 +5,8 @@
 #include "agent.h"
 
 static char channel_path[64] = "/dev/ttyS1";
+int wants_vsock;
+static int has_volumes;
 
 static void read_command_line(void)
 {
@@ -14,6 +16,10 @@ static void read_command_line(void)
     long n = sys_read(fd, line, sizeof line - 1);
     sys_close(fd);
     for (char *word = line; n > 0 && *word; word++) {
+        if ((word == line || word[-1] == ' ') && starts_with(word, "kvmkit.vsock"))
+            wants_vsock = 1;
+        if ((word == line || word[-1] == ' ') && starts_with(word, "kvmkit.volume="))
+            has_volumes = 1;
         if ((word != line && word[-1] != ' ') || !starts_with(word, key))
             continue;
         u32 at = 5; /* after "/dev/" */
@@ -65,29 +71,6 @@ static void set_hostname(void)
         sys_sethostname(name, n);
 }
 
-/* Before any command runs: what looks for its disk must find it. Only where there is something to find, as on a
- * software CPU a shell is felt. */
-static void load_drivers(void)
-{
-    static const char *const signs[] = {"/sys/bus/platform/devices/LNRO0005:00", "/sys/bus/pci/devices/0000:00:00.0"};
-    static char *argv[] = {"sh", "/usr/lib/kvmkit/load-drivers", NULL};
-    static char *env[] = {"PATH=/usr/bin", NULL};
-    int fd = -1;
-    for (u32 i = 0; fd < 0 && i < sizeof signs / sizeof *signs; i++)
-        fd = sys_open(signs[i], O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    sys_close(fd);
-    int shell = sys_vfork();
-    if (shell == 0) {
-        sys_execve("/bin/sh", argv, env);
-        sys_exit(127);
-    }
-    int status;
-    while (shell > 0 && sys_wait(-1, &status, 0) != shell)
-        ;
-}
-
 void start_late(void)
 {
     const u64 safe = MS_NOSUID | MS_NODEV;
@@ -104,8 +87,25 @@ void start_late(void)
     sys_symlink("/proc/self/fd/2", "/dev/stderr");
     set_hostname();
     loopback_up();
-    load_drivers();
-    network_up();
+}
+
+/* Directories of the host's. A script, as only guests that have any pay for it. */
+void mount_volumes(void)
+{
+    static char *argv[] = {"sh", "/usr/lib/kvmkit/volumes", NULL};
+    static char *env[] = {"PATH=/usr/bin:/bin", NULL};
+    static const u64 none;
+    if (!has_volumes)
+        return;
+    int shell = sys_vfork();
+    if (shell == 0) {
+        sys_setmask(&none);
+        sys_execve("/bin/sh", argv, env);
+        sys_exit(127);
+    }
+    int status;
+    while (shell > 0 && sys_wait(shell, &status, 0) != shell)
+        ;
 }
 
 void finish(u32 reboot_command)
