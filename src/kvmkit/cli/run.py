@@ -227,7 +227,6 @@ def run_spec(
 
     from kvmkit.cli import session
     from kvmkit.manager import create
-    from kvmkit.manager.pidfile import PidFile
 
     _tell_of_network(spec)
     if spec.console and tty:
@@ -237,14 +236,23 @@ def run_spec(
     machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
         attached=not spec.with_agent and not spec.serial
     )
-    with PidFile(spec.pidfile), create.make(spec, temporary=temporary) as home:
-        return session.run(
-            home,
-            machine,
-            command=list(spec.command) or None,
-            with_agent=spec.with_agent,
-            tty=tty,
-            stats=stats,
-            started_ns=started_ns,
-            serial=spec.serial,
-        )
+    pidfile = None
+    if spec.pidfile:
+        from kvmkit.manager.pidfile import PidFile
+
+        pidfile = PidFile(spec.pidfile)
+    try:
+        with create.make(spec, temporary=temporary) as home:
+            return session.run(
+                home,
+                machine,
+                command=list(spec.command) or None,
+                with_agent=spec.with_agent,
+                tty=tty,
+                stats=stats,
+                started_ns=started_ns,
+                serial=spec.serial,
+            )
+    finally:
+        if pidfile is not None:
+            pidfile.close()
