@@ -11,7 +11,10 @@ import importlib.util
 import io
 import marshal
 import os
+import shutil
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -131,6 +134,31 @@ def push(host: Host, name: str, files: Files) -> bool:
         disk.write(data)
     host.channel.request({"unpack": name, "digest": digest, "size": len(data)}, timeout=120)
     return True
+
+
+def disk() -> Files:
+    """A disk with SYSLINUX and the default guest's kernel, made once for each image; none where a tool is missing."""
+    from kvmkit.guest import images as guest_images
+
+    from .image import cache_directory
+
+    sys.path.insert(0, str(CHECKOUT / "tests" / "machine"))
+    from bootable import TOOLS, linux_disk
+
+    if any(shutil.which(tool) is None for tool in TOOLS):
+        return []
+    image = guest_images.ensure()
+    made = cache_directory() / f"disk-{image.kernel.parent.name}"
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix="building-", dir=made.parent))
+        append = f"console=ttyS0 {image.append} panic=-1 kvmkit.channel=console quiet"
+        linux_disk(work, image.kernel, image.initrd, append, mebibytes=32)
+        try:
+            work.rename(made)
+        except OSError:
+            shutil.rmtree(work)  # somebody else made it meanwhile
+    return [("linux.raw", made / "linux.raw")]
 
 
 def images() -> Files:

@@ -50,6 +50,35 @@ _BEHIND = {
 }
 """What drives that which stands behind a device; it announces itself too late for the agent to look."""
 
+# Run by the agent where the kernel's command line has volumes.
+_MOUNT_VOLUMES = """\
+for word in $(cat /proc/cmdline); do
+	case $word in kvmkit.volume=*) ;; *) continue ;; esac
+	word=${word#*=}
+	tag=${word%%:*} word=${word#*:}
+	options=rw
+	case $word in *:ro) options=ro word=${word%:ro} ;; esac
+	path=$(printf '%b' "$(echo "$word" | sed 's/%/\\\\x/g')")
+	mkdir -p "$path" && mount -t virtiofs -o $options "$tag" "$path" || echo "kvmkit: no volume at $path" > /dev/kmsg
+done
+"""
+
+# What busybox's udhcpc has learned, in its environment.
+_DHCP = """\
+#!/bin/sh
+case $1 in
+deconfig) ip addr flush dev $interface; ip link set $interface up ;;
+bound | renew)
+	ip addr replace $ip/${mask:-24} dev $interface
+	[ -z "$mtu" ] || ip link set $interface mtu $mtu
+	for gateway in $router; do ip route replace default via $gateway dev $interface; break; done
+	[ -z "$dns" ] || {
+		[ -z "$domain" ] || echo "search $domain"
+		for server in $dns; do echo "nameserver $server"; done
+	} > /etc/resolv.conf ;;
+esac
+"""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -123,6 +152,7 @@ def _add_base(cpio: CpioWriter, agent: bytes) -> None:
     cpio.character_device("dev/null", 1, 3, 0o666)
     cpio.file("init", agent, 0o755)
     cpio.directory("usr/lib/kvmkit")
+    cpio.file("usr/lib/kvmkit/dhcp", _DHCP.encode(), 0o755)
     for name, text in _ETC.items():
         cpio.file(f"etc/{name}", text.encode())
 
@@ -160,6 +190,7 @@ def _add_modules(cpio: CpioWriter, directory: str, builtin: bytes, modules: Modu
     cpio.file(f"{directory}/modules.builtin", builtin)
     for name, text in modules.tables(names).items():
         cpio.file(f"{directory}/{name}", text.encode())
+    cpio.file("usr/lib/kvmkit/volumes", _MOUNT_VOLUMES.encode())
     cpio.file(_DRIVERS, drivers(modules, names, f"/{directory}").encode())
 
 

@@ -10,7 +10,10 @@ channels (threads), lifecycle, stats.
 
 from .end import End, EndReason, State
 from .lifecycle import Machine
+from .network import Network, parse_network
 from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
+from .vhost_user import VhostUser, parse_vhost_user
+from .volume import Volume, parse_volume
 
 __all__ = [
     "Disk",
@@ -18,9 +21,15 @@ __all__ = [
     "EndReason",
     "Machine",
     "MachineSpec",
+    "Network",
     "ScsiDisk",
     "State",
+    "VhostUser",
+    "Volume",
     "parse_disk",
+    "parse_network",
     "parse_scsi",
     "parse_size",
+    "parse_vhost_user",
+    "parse_volume",
 ]

@@ -95,10 +95,14 @@ void add_entropy(const u8 *data, u32 n);
 /* drivers.c: kernel modules for the devices that are there. */
 int load_drivers(int with_vsock);               /* the pid of the process that goes on for vsock's, or 0 */
 
+/* network.c: cards that the kernel's command line gives an address. */
+void network_up(void);
+
 /* start.c: what only the first process does. */
 extern int wants_vsock;
 const char *start_early(void);                  /* returns the serial channel's path */
 void start_late(void);
+void mount_volumes(void);                       /* after drivers were loaded */
 __attribute__((noreturn)) void start_console(void);
 __attribute__((noreturn)) void finish(u32 reboot_command);
 
