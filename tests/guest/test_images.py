@@ -13,7 +13,7 @@ import pytest
 
 from kvmkit.errors import BadInput, HostError
 from kvmkit.guest import images
-from kvmkit.guest.debian import Built, applets
+from kvmkit.guest.tiny import Built, applets
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_no_space_is_said_in_one_line(home: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(images, "_write", full)
     monkeypatch.setattr(
-        "kvmkit.guest.debian.build",
+        "kvmkit.guest.tiny.build",
         lambda work, progress: Built(b"k", b"i", "6", {}),
     )
     with pytest.raises(HostError, match=r"can't build the guest image in .*: No space left"):

@@ -10,11 +10,12 @@ from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
+    from kvmkit.machine import MachineSpec
+    from kvmkit.manager.home import Home
     from kvmkit.manager.spec import VmSpec
 
 SUMMARY = VERBS["run"].summary
 TAKES_COMMAND = True
-DEFAULT_IMAGE = "debian"
 
 DESCRIPTION = """\
 Boot IMAGE (debian, built on first use) in a new VM, run COMMAND in it, and end it. COMMAND's input, output and
@@ -44,7 +45,7 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "name accel memory cpus cpu nested hugepages transport kernel append timeout".split()
+GIVEN = "name root_size accel memory cpus cpu nested hugepages transport kernel append timeout".split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -63,10 +64,11 @@ def specification(parser: argparse.ArgumentParser) -> None:
     """The options that say what a VM is to be; those that are not given are None."""
     add = parser.add_argument
     add(
-        "image", nargs="?", metavar="IMAGE", help=f"the guest image (default: {DEFAULT_IMAGE}), or a file that says all"
+        "image", nargs="?", metavar="IMAGE", help="the guest image (default: debian), or a file that says all"
     )
     add("--name", metavar="NAME", help="the VM's name, by which it is kept (default: one that is free)")
     add("--accel", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
+    add("--root-size", metavar="SIZE", help="the root disk (default: 16G for a VM that is kept, else it is in memory)")
     add("--memory", "-m", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
     add("--cpus", type=whole_number, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
@@ -154,6 +156,16 @@ def _detach(args: argparse.Namespace, spec: VmSpec) -> int:
     return 0
 
 
+def _with_layer(home: Home, machine: MachineSpec, spec: VmSpec) -> MachineSpec:
+    from kvmkit.manager import rootdisk
+
+    try:
+        return rootdisk.with_layer(machine, home.path, spec.root_bytes())
+    except BaseException:
+        home.discard()  # it was made for this
+        raise
+
+
 def run_spec(
     spec: VmSpec,
     *,
@@ -173,6 +185,8 @@ def run_spec(
     # A reset ends `run`: what it was called for is gone.
     machine = msgspec.structs.replace(spec, reboot=False).machine(attached=not spec.with_agent)
     with create.make(spec, temporary=temporary) as home:
+        if spec.root_size or not temporary:
+            machine = _with_layer(home, machine, spec)
         return session.run(
             home,
             machine,

@@ -74,6 +74,10 @@ class ModuleSet:
                 todo += self.depends(name)
         return sorted(found)
 
+    def aliases(self, name: str) -> list[str]:
+        """The patterns of the devices it drives."""
+        return [value for key, value in self._info[name] if key == "alias" and " " not in value]
+
     def tables(self, names: Iterable[str]) -> Mapping[str, str]:
         """modules.dep, modules.alias and modules.softdep for `names`, which must be closed under needs."""
         dep, alias, softdep = [], ["# Aliases extracted from modules themselves."], []

@@ -163,13 +163,18 @@ def _path_and_options(option: str, text: str) -> tuple[str, list[str]]:
 
 def parse_size(text: str, what: str = "--memory") -> int:
     """Bytes for 512M, 2G, 1.5G or 512 (MiB), rounded up to pages. Raises BadInput for what can't be."""
+    size = parse_bytes(text, what)
+    check_memory(size, f"{what} {text}")
+    return size
+
+
+def parse_bytes(text: str, what: str) -> int:
+    """As parse_size, of something that need not fit into this host's memory."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise BadInput(f"{what} {text}: not a size; give a number and a unit, such as 512M or 2G")
     size = int(float(match[1]) * _UNITS[match[2].lower()]) if len(match[1]) < 20 else 1 << 62
-    size = (size + PAGE - 1) // PAGE * PAGE
-    check_memory(size, f"{what} {text}")
-    return size
+    return (size + PAGE - 1) // PAGE * PAGE
 
 
 def check_memory(size: int, where: str) -> None:

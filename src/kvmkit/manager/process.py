@@ -60,13 +60,16 @@ def _tell(ready: int, answer: dict[str, object]) -> None:
 
 
 def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its run), for main alone
-    from kvmkit.manager import files, home, spec
+    from kvmkit.manager import files, home, rootdisk, spec
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
     try:
         wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
-        vmm = Vmm(own, wanted.machine(), with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+        machine = wanted.machine(directory=own.path)
+        if wanted.root_size or not own.load().temporary:
+            machine = rootdisk.with_layer(machine, own.path, wanted.root_bytes())
+        vmm = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
     except BaseException:
         own.close()  # the lock with it, before anybody is told
         raise

@@ -66,6 +66,12 @@ void command_reaped(int pid, int status);
 const char *start_early(void);                  /* returns the channel's path */
 void start_late(void);
 __attribute__((noreturn)) void start_console(void);
+
+/* root.c: the root disk, where the guest has one, and the drivers of its devices. */
+int root_wanted(void);
+void root_start(void);                          /* mounts it and moves there */
+void root_drivers(void);                        /* drivers of all other devices */
+void root_finish(void);                         /* leaves what is written in a good state */
 __attribute__((noreturn)) void finish(u32 reboot_command);
 
 #endif

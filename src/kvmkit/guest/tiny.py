@@ -1,4 +1,4 @@
-"""The default guest: Debian's cloud kernel, and a user space of busybox and our agent in an initramfs.
+"""The image `tiny`: Debian's cloud kernel, and a user space of busybox and our agent in an initramfs.
 
 Small, because every megabyte of initramfs is copied page by page at each boot, and on a software CPU that
 is felt. Modules lie in it unpacked, with their signatures, and are loaded when something asks for them.
@@ -61,53 +61,64 @@ class Built:
     packages: dict[str, str]  # name -> version
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel's package holds."""
+
+    release: str
+    image: bytes
+    modules: ModuleSet
+    tables: dict[str, bytes]
+    """modules.builtin and what else depmod reads."""
+
+
 def build(work: Path, progress: Progress) -> Built:
     """Make the image, downloading into `work`. HostError: apt, the network, or the compiler fails."""
     agent = compile_agent(work)
     apt = Apt(work / "apt", progress)
     apt.update()
-    kernel_package = _kernel_package(apt.show(META_PACKAGE))
-    packages = [kernel_package, *USER_SPACE]
-    versions = {name: apt.show(name)["Version"] for name in packages}
-    found = apt.download(packages)
-
-    progress.step("unpacking the kernel")
-    release, kernel, builtin, modules = _read_kernel(found[kernel_package])
+    name, version = newest_kernel(apt)
+    versions = {name: version, **{each: apt.show(each)["Version"] for each in USER_SPACE}}
+    found = apt.download([name, *USER_SPACE])
+    kernel = read_kernel(found[name], progress)
     progress.step("writing the initramfs")
     out = io.BytesIO()
     cpio = CpioWriter(out)
     _add_base(cpio, agent)
     _add_packages(cpio, found)
-    _add_modules(cpio, f"usr/lib/modules/{release}", builtin, modules)
+    _add_modules(cpio, kernel)
     cpio.finish()
-    return Built(kernel, out.getvalue(), release, versions)
+    return Built(kernel.image, out.getvalue(), kernel.release, versions)
 
 
-def _kernel_package(meta: dict[str, str]) -> str:
+def newest_kernel(apt: Apt) -> tuple[str, str]:
+    """The package of the cloud kernel, and its version."""
+    meta = apt.show(META_PACKAGE)
     match = re.search(r"\b(linux-image-[0-9][^ ,(|]*)", meta.get("Depends", ""))
     if not match:
         raise HostError(f"{META_PACKAGE} {meta['Version']} names no kernel package: its Depends is not as expected")
-    return match[1]
+    return match[1], apt.show(match[1])["Version"]
 
 
-def _read_kernel(package: Path) -> tuple[str, bytes, bytes, ModuleSet]:
-    """(release, kernel image, modules.builtin, all modules) of a kernel package."""
-    pattern = re.compile(r"(?:usr/)?(?:boot/(vmlinuz)-(.+)|lib/modules/([^/]+)/(modules\.builtin|kernel/.+\.ko))")
-    release, kernel, builtin, modules = "", b"", b"", ModuleSet()
+def read_kernel(package: Path, progress: Progress) -> Kernel:
+    """The kernel and all its modules."""
+    progress.step("unpacking the kernel")
+    pattern = re.compile(r"(?:usr/)?(?:boot/(vmlinuz)-(.+)|lib/modules/[^/]+/(modules\.(?:builtin.*|order)|kernel/.+\.ko))")
+    release, image, modules, tables = "", b"", ModuleSet(), {}
     for path, data in deb.files(package, lambda path: pattern.fullmatch(path) is not None):
         match = pattern.fullmatch(path)
         assert match is not None
         if match[1]:
-            release, kernel = match[2], data
-        elif match[4] == "modules.builtin":
-            builtin = data
+            release, image = match[2], data
+        elif match[3].startswith("modules."):
+            tables[match[3]] = data
         else:
-            modules.add(match[4], data)
-    if not kernel:
+            modules.add(match[3], data)
+    if not image:
         raise HostError(f"{package.name} holds no boot/vmlinuz")
     if not modules.files:
         raise HostError(f"{package.name} holds no modules that can be read (compressed ones are not known yet)")
-    return release, kernel, builtin, modules
+    return Kernel(release, image, modules, tables)
 
 
 def _add_base(cpio: CpioWriter, agent: bytes) -> None:
@@ -155,11 +166,12 @@ def applets(busybox: bytes) -> list[str]:
     return busybox[start + 1 : end].decode("ascii").split("\0")
 
 
-def _add_modules(cpio: CpioWriter, directory: str, builtin: bytes, modules: ModuleSet) -> None:
+def _add_modules(cpio: CpioWriter, kernel: Kernel) -> None:
+    directory, modules = f"usr/lib/modules/{kernel.release}", kernel.modules
     names = modules.closure(MODULES)
     for name in names:
         path, data = modules.files[name]
         cpio.file(f"{directory}/{path}", data)
-    cpio.file(f"{directory}/modules.builtin", builtin)
+    cpio.file(f"{directory}/modules.builtin", kernel.tables.get("modules.builtin", b""))
     for name, text in modules.tables(names).items():
         cpio.file(f"{directory}/{name}", text.encode())
