@@ -66,7 +66,7 @@ def measure(accel: str, runs: int, memory: int, timeout: float, progress: Progre
     """
     from kvmkit.guest import images
 
-    image = images.ensure(progress=progress)
+    image = images.ensure("tiny", progress)
     report = BootReport(accel, memory, image.release, qemu.version())
     sides: dict[str, tuple[Callable[[str, GuestImage, int, float], Boot], list[Boot | None]]] = {
         "kvmkit": (boot_kvmkit, report.kvmkit)
@@ -116,7 +116,7 @@ def boot_kvmkit(accel: str, image: GuestImage, memory: int, timeout: float) -> B
         guest_ram = max(guest_ram, resident_mapping(pid, memory) or 0)
 
     with tempfile.NamedTemporaryFile(prefix="kvmkit-bench-") as stats:
-        command = [sys.executable, "-m", "kvmkit", "run", "--accel", accel, "--memory", f"{memory // 1024}K"]
+        command = [sys.executable, "-m", "kvmkit", "run", "tiny", "--accel", accel, "--memory", f"{memory // 1024}K"]
         with Child([*command, "--stats", stats.name, "--", *COMMAND], timeout) as child:
             status = child.wait(sample, every=0.1)
             try:

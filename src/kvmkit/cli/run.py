@@ -63,9 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def specification(parser: argparse.ArgumentParser) -> None:
     """The options that say what a VM is to be; those that are not given are None."""
     add = parser.add_argument
-    add(
-        "image", nargs="?", metavar="IMAGE", help="the guest image (default: debian), or a file that says all"
-    )
+    add("image", nargs="?", metavar="IMAGE", help="the guest image (default: debian), or a file that says all")
     add("--name", metavar="NAME", help="the VM's name, by which it is kept (default: one that is free)")
     add("--accel", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
     add("--root-size", metavar="SIZE", help="the root disk (default: 16G for a VM that is kept, else it is in memory)")

@@ -30,6 +30,19 @@ _STEPS = {
 _SLIM = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*")
 _KEPT = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
 
+_MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
+# The program that merges /usr of an old system needs all of Perl, and has nothing to do in a new one.
+_NO_CONVERTER = (
+    'mkdir -p "$1/etc/apt/preferences.d" && printf "Package: usrmerge\\nPin: release *\\nPin-Priority: -1\\n"'
+    ' >"$1/etc/apt/preferences.d/kvmkit-build"'
+)
+
+
+def slim() -> bytes:
+    """What is left out of packages, as dpkg's configuration has it."""
+    lines = [f"path-exclude={path}" for path in _SLIM] + [f"path-include={path}" for path in _KEPT]
+    return "".join(f"{line}\n" for line in lines).encode()
+
 
 def bootstrap(
     work: Path, sources: list[Source], packages: Sequence[str], hooks: Sequence[str], progress: Progress
@@ -45,7 +58,9 @@ def bootstrap(
     target = work / "root.tar"
     command = ["mmdebstrap", f"--mode={_mode()}", "--variant=minbase", "--format=tar", "--architectures=amd64"]
     command += [f"--include={','.join(packages)}", "--dpkgopt=force-unsafe-io"]
-    command += [f"--dpkgopt=path-exclude={path}" for path in _SLIM] + [f"--dpkgopt=path-include={path}" for path in _KEPT]
+    command += [f"--dpkgopt={line}" for line in slim().decode().splitlines()]
+    if Path(_MERGED_USR).is_dir():
+        command += [f"--hook-dir={_MERGED_USR}", f"--setup-hook={_NO_CONVERTER}"]
     command += [f"--customize-hook={hook}" for hook in hooks]
     command += [sources[0].release, str(target), str(lists)]
     progress.step(_STEPS["running apt-get update"])
@@ -98,10 +113,10 @@ def _run(command: list[str], work: Path, progress: Progress) -> str:
     scratch = tempfile.mkdtemp(prefix="kvmkit-build-", dir=_roomy())
     os.chmod(scratch, 0o755)  # in a namespace of its own, mmdebstrap is another user
     environment = {**os.environ, "TMPDIR": scratch, "LC_ALL": "C.UTF-8"}
-    watched = ["setpriv", "--pdeathsig", "TERM", "sh", "-c", _WATCH, "sh", str(os.getpid()), str(work), scratch, *command]
+    watched = ["setpriv", "--pdeathsig", "TERM", "sh", "-c", _WATCH, "sh", str(os.getpid()), str(work), scratch]
     process = subprocess.Popen(
-        watched, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment,
-        start_new_session=True, text=True, errors="replace",
+        [*watched, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=environment, start_new_session=True, text=True, errors="replace",
     )  # fmt: skip
     assert process.stderr is not None
     lines: list[str] = []

@@ -26,6 +26,8 @@ from kvmkit.paths import cache_dir
 
 NAMES = ("debian", "tiny")
 ROOT_DISK = "root.erofs"
+_TINY_FILES = frozenset({"vmlinuz", "initrd"})
+_ROOT_FILES = _TINY_FILES | {ROOT_DISK}
 
 
 class GuestImage(msgspec.Struct, frozen=True):
@@ -54,10 +56,8 @@ def ensure(name: str = "tiny", progress: Progress | None = None) -> GuestImage:
     BadInput: no such image. HostError: it can't be built; nothing half-made is left.
     """
     directory = directory_of(name)
-    make, needed = {"tiny": (_make_tiny, {"vmlinuz", "initrd"}), "debian": (_make_root, {"vmlinuz", "initrd", ROOT_DISK})}[
-        name
-    ]
-    manifest = _ensure(directory, frozenset(needed), make, progress)
+    make, needed = (_make_root, _ROOT_FILES) if name == "debian" else (_make_tiny, _TINY_FILES)
+    manifest = _ensure(directory, needed, make, progress)
     return with_agent(directory, manifest, progress)
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from kvmkit.guest.apt import Apt
-from kvmkit.guest.bootstrap import bootstrap
+from kvmkit.guest.bootstrap import bootstrap, slim
 from kvmkit.guest.cpio import CpioWriter
-from kvmkit.guest.tiny import Kernel, newest_kernel, read_kernel
 from kvmkit.guest.disk import archive, erofs
 from kvmkit.guest.disk.tree import Tree
 from kvmkit.guest.drivers import DEVICES, DISKS, ROOT, table
 from kvmkit.guest.progress import Progress
+from kvmkit.guest.tiny import Kernel, newest_kernel, read_kernel
 
 PACKAGES = (
     "usr-is-merged", "bash", "coreutils", "apt", "python3", "iproute2", "iputils-ping", "procps", "ca-certificates",
@@ -46,7 +45,13 @@ def own_files(tree: Tree, hostname: str = _HOSTNAME) -> None:
     tree.directory("tmp", 0o1777)
     tree.directory("var/lib/apt/lists/partial", 0o700)
     tree.directory("var/cache/apt/archives/partial", 0o700)
-    tree.remove(b"etc/apt/apt.conf.d/99mmdebstrap")
+    for path in ("apt/apt.conf.d/99mmdebstrap", "apt/preferences.d/kvmkit-build", "dpkg/dpkg.cfg.d/99mmdebstrap"):
+        tree.remove(f"etc/{path}".encode())
+    tree.file("etc/dpkg/dpkg.cfg.d/kvmkit-slim", slim())
+    sources = tree.get(b"etc/apt/sources.list.d/0000sources.list")
+    if sources is not None:
+        tree.file("etc/apt/sources.list", sources.contents())
+        tree.remove(b"etc/apt/sources.list.d/0000sources.list")
     tree.file("etc/hostname", f"{hostname}\n".encode())
     tree.file("etc/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode())
     tree.file("etc/profile.d/kvmkit.sh", _PROFILE.encode())
@@ -88,7 +93,7 @@ def add_drivers(tree: Tree, kernel: Kernel) -> None:
     tree.file("usr/lib/kvmkit/drivers", table(kernel.modules, DEVICES, f"/{directory}"))
 
 
-def build(work: Path, disk: BinaryIO, progress: Progress, packages: Iterable[str] = ()) -> tuple[Kernel, dict[str, str]]:
+def build(work: Path, disk: BinaryIO, progress: Progress) -> tuple[Kernel, dict[str, str]]:
     """Write the root disk to `disk`. Returns the kernel, and what it is all made of: package -> version.
 
     HostError: apt, the network, or this machine's tools fail.
@@ -100,7 +105,7 @@ def build(work: Path, disk: BinaryIO, progress: Progress, packages: Iterable[str
     kernel = read_kernel(apt.download([name])[name], progress)
     _pack_modules(kernel, work / "modules.tar")
     hooks = [f"tar-in {work}/modules.tar /", f'chroot "$1" depmod {kernel.release}']
-    found = bootstrap(work, sources, [*PACKAGES, *packages], hooks, progress)
+    found = bootstrap(work, sources, PACKAGES, hooks, progress)
     progress.step("writing the root disk")
     tree = Tree()
     with found.open("rb") as file:

@@ -1,8 +1,8 @@
 """Directories that are made whole or not at all: by one process at a time, checked by what image.json notes.
 
-    <root>/<name>/            the directory, renamed into place
-    <root>/.<name>.<pid>/     while it is made; what a killed process left goes with the next one
-    <root>/<name>.lock
+<root>/<name>/            the directory, renamed into place
+<root>/.<name>.<pid>/     while it is made; what a killed process left goes with the next one
+<root>/<name>.lock
 """
 
 from __future__ import annotations

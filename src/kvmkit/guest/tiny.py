@@ -103,7 +103,8 @@ def newest_kernel(apt: Apt) -> tuple[str, str]:
 def read_kernel(package: Path, progress: Progress) -> Kernel:
     """The kernel and all its modules."""
     progress.step("unpacking the kernel")
-    pattern = re.compile(r"(?:usr/)?(?:boot/(vmlinuz)-(.+)|lib/modules/[^/]+/(modules\.(?:builtin.*|order)|kernel/.+\.ko))")
+    wanted = r"boot/(vmlinuz)-(.+)|lib/modules/[^/]+/(modules\.(?:builtin.*|order)|kernel/.+\.ko)"
+    pattern = re.compile(rf"(?:usr/)?(?:{wanted})")
     release, image, modules, tables = "", b"", ModuleSet(), {}
     for path, data in deb.files(package, lambda path: pattern.fullmatch(path) is not None):
         match = pattern.fullmatch(path)

@@ -179,10 +179,20 @@ static void look_at_disk(const char *path)
 static void grow_layer(void)
 {
     u64 bytes = 0;
+    struct {
+        u8 before[1024];
+        u32 inodes, blocks;
+        u8 between[0x148];
+        u32 blocks_high;
+    } super;
     int disk = sys_open(layer_disk, O_RDONLY | O_CLOEXEC);
-    if (disk >= 0 && sys_ioctl(disk, _IOR(0x12, 114, u64) /* BLKGETSIZE64 */, &bytes) >= 0) {
+    if (disk < 0)
+        return;
+    if (sys_ioctl(disk, _IOR(0x12, 114, u64) /* BLKGETSIZE64 */, &bytes) >= 0 &&
+        sys_read(disk, &super, sizeof super) == sizeof super) {
         u64 blocks = bytes / 4096;
-        sys_ioctl(layer, _IOW('f', 16, u64) /* EXT4_IOC_RESIZE_FS */, &blocks);
+        if (blocks > ((u64)super.blocks_high << 32 | super.blocks))
+            sys_ioctl(layer, _IOW('f', 16, u64) /* EXT4_IOC_RESIZE_FS */, &blocks);
     }
     sys_close(disk);
 }

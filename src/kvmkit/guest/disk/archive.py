@@ -104,10 +104,8 @@ def write_tar(tree: Tree, out: BinaryIO) -> None:
                 member.size = node.size
             elif kind in (stat.S_IFCHR, stat.S_IFBLK):
                 member.devmajor, member.devminor = node.rdev
-            member.pax_headers = {
-                _XATTR + os.fsdecode(name): os.fsdecode(value) for name, value in node.xattrs.items()
-            }
-            archive.addfile(member, _Reading(node) if member.size else None)
+            member.pax_headers = {_XATTR + os.fsdecode(name): os.fsdecode(value) for name, value in node.xattrs.items()}
+            archive.addfile(member, _Reading(node))  # type: ignore[arg-type]  # its parameter has another name
 
 
 class _Reading:

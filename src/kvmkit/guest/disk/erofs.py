@@ -75,8 +75,8 @@ def write(tree: Tree, out: BinaryIO, *, uuid: bytes = bytes(16)) -> int:
     out.truncate(blocks * BLOCK)
     root = inodes[id(tree.root)]
     out.seek(SUPER_OFFSET)
-    fields = (MAGIC, 0, 0, 12, 0, root.nid, len(inodes), 0, 0, blocks, meta_block, 0, uuid, b"kvmkit", 0, 0, 0, 0, 0, 0, 0, 0)
-    out.write(SUPER.pack(*fields))
+    numbers = (root.nid, len(inodes), 0, 0, blocks, meta_block, 0)
+    out.write(SUPER.pack(MAGIC, 0, 0, 12, 0, *numbers, uuid, b"kvmkit", *[0] * 8))
     out.flush()
     return blocks * BLOCK
 

@@ -108,7 +108,7 @@ class _Reader:
         whole = size if inline < 0 else size // BLOCK * BLOCK
         if start + whole > self._end or (inline >= 0 and inline + size - whole > self._end):
             raise ValueError("a file lies beyond its end")
-        if stat.S_ISLNK(mode) and size > LINK_MAX or stat.S_ISDIR(mode) and size > DIRECTORY_MAX:
+        if (stat.S_ISLNK(mode) and size > LINK_MAX) or (stat.S_ISDIR(mode) and size > DIRECTORY_MAX):
             raise ValueError("a directory or symbolic link is too long")
         if inline < 0:
             return Part(self._file, start, size)
