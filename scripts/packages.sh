@@ -13,5 +13,8 @@
 	#   kmod             modprobe and modinfo                 shellcheck  the scripts
 	#   util-linux       setpriv, unshare, script             git         what belongs to the checkout
 	#   busybox-static   a guest's user space                 procps      sysctl
-	test_packages="qemu-system-x86 acpica-tools cpio kmod mmdebstrap lzop shellcheck util-linux git busybox-static procps"
+	#   syslinux, mtools, dosfstools  a disk with a boot loader (SeaBIOS comes with qemu-system-x86)
+	#   libvirt-clients  virt-xml-validate
+	test_packages="qemu-system-x86 acpica-tools cpio kmod mmdebstrap lzop shellcheck util-linux git busybox-static procps
+		syslinux mtools dosfstools libvirt-clients"
 }

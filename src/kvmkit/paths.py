@@ -12,6 +12,14 @@ from pathlib import Path
 
 from kvmkit.errors import HostError
 
+SEABIOS = (
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/bios-256k.bin",
+    "/usr/share/kvm/bios-256k.bin",
+    "/usr/local/share/qemu/bios-256k.bin",
+)
+"""Where distributions put SeaBIOS: Debian and Fedora, Arch and openSUSE, builds of QEMU."""
+
 
 def cache_dir() -> Path:
     """What can be made again: unpacked kernels, guest images."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvmkit.guest.client import AgentClient, AgentGone, ProtocolError
-from kvmkit.guest.protocol import DATA_MAX, HELLO, OUTPUT_WINDOW, Type, encode
+from kvmkit.guest.protocol import HELLO, SERIAL, Type, encode
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def test_output_beyond_the_window_is_refused(pair: tuple[AgentClient, socket.soc
     except BlockingIOError:
         pass
     command = client.start(["yes"], stdout=full)
-    for _ in range(OUTPUT_WINDOW // DATA_MAX):
-        guest.sendall(encode(Type.STDOUT, 1, bytes(DATA_MAX)))
+    for _ in range(SERIAL.output_window // SERIAL.data):
+        guest.sendall(encode(Type.STDOUT, 1, bytes(SERIAL.data)))
         client._turn(None)
     guest.sendall(encode(Type.STDOUT, 1, b"x"))
     with pytest.raises(ProtocolError, match="more output than"):
         client.wait(command, 10)
-    assert len(command.outputs[1].pending) <= OUTPUT_WINDOW
+    assert len(command.outputs[1].pending) <= SERIAL.output_window
     os.close(reading)
     os.close(full)
 

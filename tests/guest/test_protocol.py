@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmkit.guest.protocol import (
-    DATA_MAX,
     FROM_GUEST,
     HEADER,
     HELLO,
+    SERIAL,
     Decoder,
     Frame,
     ProtocolError,
@@ -66,7 +66,7 @@ def test_garbage_never_does_more_than_end_the_conversation(garbage: bytes) -> No
     except ProtocolError:
         return
     taken = sum(HEADER.size + len(frame.payload) for frame in frames)
-    assert 0 <= len(garbage) - taken < HEADER.size + DATA_MAX
+    assert 0 <= len(garbage) - taken < HEADER.size + SERIAL.data
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_garbage_never_does_more_than_end_the_conversation(garbage: bytes) -> No
         HEADER.pack(0x80, 1, 0),
         HEADER.pack(0x8E, 1, 0),
         HEADER.pack(Type.EXEC, 1, 20),  # only the host may
-        HEADER.pack(Type.STDOUT, 1, DATA_MAX + 1),
+        HEADER.pack(Type.STDOUT, 1, SERIAL.data + 1),
         HEADER.pack(Type.STDOUT, 1, 0),
         HEADER.pack(Type.EXIT, 1, 1),
         encode(Type.EXIT, 0, b"\0\0"),
         encode(Type.CLOSE, 1, b"\1"),
-        encode(Type.HELLO, 0, b"kvmkit\x02"),
+        encode(Type.HELLO, 0, b"kvmkit\x03"),
     ],
 )
 def test_what_an_agent_never_sends_is_refused(frame: bytes) -> None:

@@ -18,6 +18,7 @@ from kvmkit.manager.description import Disk, Forward, Memory, Network, Serial
 from kvmkit.manager.fit import fitted_disks, lacking
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_options import ARGUMENTS, FLAGS, OTHER_ARGUMENTS, OTHER_FLAGS, split_commas
+from kvmkit.manager.translate import to_spec
 
 MIB = 1 << 20
 
@@ -235,13 +236,38 @@ def test_it_runs(tmp_path: Path) -> None:
     assert done.returncode == 3 << 1 | 1, done.stderr
 
 
-def test_what_the_machine_lacks_is_named_before_anything_starts() -> None:
-    """A disk alone can't be started from yet: firmware is what does that."""
-    done = run("-enable-kvm", "-m", "1024", "-mem-path", "/dev/hugepages", "-hda", "disk.img")
-    named = lacking(parse(words("-enable-kvm -m 1024 -mem-path /dev/hugepages -hda disk.img")))
-    assert done.returncode == (2 if named else 0)
-    assert all(name in done.stderr for name in named)
-    assert all("/dev/hugepages" not in name and "disk.img" not in name for name in named)
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("", "a start without a kernel or a disk; nearest: -kernel FILE"),
+        ("-hda a -append quiet", "-initrd and -append for a kernel on a disk; nearest: its boot loader's own"),
+        ("-hda a -boot n", "a start from the network (-boot n); nearest: -boot c (disk)"),
+        ("-hda a -drive if=pflash,file=/code.fd", "UEFI firmware (/code.fd); nearest: a BIOS"),
+        ("-kernel k -bios b", "the firmware b before -kernel; nearest: without -bios"),
+        ("-hda a -vnc :0", "VNC at 127.0.0.1:5900"),
+    ],
+)
+def test_what_the_machine_lacks_is_named_before_anything_starts(line: str, named: str) -> None:
+    [text] = lacking(parse(words(line)))
+    assert named in text
+    done = run(*words(line))
+    assert done.returncode == 2
+    assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "order"),
+    [
+        ("-hda a -hdb b", ()),
+        ("-hda a -cdrom c -boot d", (1,)),
+        ("-hda a -cdrom c -boot cdn", (0, 1)),
+        ("-drive if=none,id=x,file=a -drive if=none,id=y,file=b -device virtio-blk,drive=x"
+            " -device virtio-blk,drive=y,bootindex=1", (1,)),
+        ("-cdrom c -drive if=none,id=y,file=b -device scsi-hd,drive=y,bootindex=3", (0,)),
+    ],
+)  # fmt: skip
+def test_the_boot_order_becomes_the_machines(line: str, order: tuple[int, ...]) -> None:
+    assert to_spec(parse(words(line))).boot_order == order
 
 
 @pytest.mark.parametrize(
@@ -271,22 +297,22 @@ def test_an_image_that_is_not_raw_is_named_with_what_makes_it_so(tmp_path: Path)
 
 
 @pytest.mark.guest
-def test_the_pages_line_with_a_disk_and_a_kernel(tmp_path: Path) -> None:
-    """-hda DISK, its kernel named beside it: the guest finds the disk and ends."""
+def test_the_pages_line_with_a_disk_image(tmp_path: Path) -> None:
+    """-m 1024 -mem-path DIR -hda DISK, where the disk has a boot loader: the guest starts, finds its disk and ends."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "machine"))
+    from bootable import linux_disk
+
     from kvmkit.guest import images
 
     image = images.ensure()
-    disk = tmp_path / "disk.img"
-    disk.write_bytes(bytes(3 << 20))
     append = f"console=ttyS0 {image.append} panic=-1 kvmkit.channel=console quiet"
-    line = ["-accel", "tcg", "-m", "256", "-mem-path", str(tmp_path), "-hda", str(disk), "-kernel", str(image.kernel)]
-    line += ["-initrd", str(image.initrd), "-append", append, "-nographic"]
-    program = [sys.executable, "-m", "kvmkit", "qemu", *line]
+    disk = linux_disk(tmp_path, image.kernel, image.initrd, append)
+    program = [sys.executable, "-m", "kvmkit", "qemu", "-accel", "tcg", "-m", "1024", "-mem-path", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(kvmkit.__file__).parent.parent)}
     # The shell asks where the cursor is, and takes what comes for the answer.
-    script = b"\x1b[1;1Recho size $(cat /sys/block/vda/size) end; poweroff -f\n"
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=environment) as guest:  # fmt: skip
+    script = b"\x1b[1;1Recho size $(cat /sys/block/vda/size) end; dmesg | grep BIOS-e820 | wc -l; poweroff -f\n"
+    with subprocess.Popen([*program, "-hda", str(disk)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=environment) as guest:  # fmt: skip
         assert guest.stdin is not None
         assert guest.stdout is not None
         said = b""
@@ -296,7 +322,9 @@ def test_the_pages_line_with_a_disk_and_a_kernel(tmp_path: Path) -> None:
             out, err = guest.communicate(script, timeout=60)
         finally:
             guest.kill()
-    assert b"size 6144 end" in out, (out[-500:], err)
+    assert b"SeaBIOS" in said
+    assert b"SYSLINUX" in said
+    assert b"size 131072 end\r\n6\r\n" in out, (out[-500:], err)
     assert b"there is no IDE" in err
 
 

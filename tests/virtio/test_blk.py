@@ -22,7 +22,7 @@ SIZE = 2 * MIB
 READ, WRITE, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = b"\0", b"\1", b"\2"
 
-engines = pytest.mark.parametrize("uring", [True, False], ids=["uring", "plain"])
+engines = pytest.mark.parametrize("uring", [True, False], ids=["uring", "threads"])
 formats = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 Make = Callable[..., MmioDriver]

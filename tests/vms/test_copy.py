@@ -117,7 +117,7 @@ def test_a_device_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.guest
 def test_guest_check_looks_into_a_vm(kvmkit, web: str) -> None:
     done = kvmkit("guest", "check", "--json", web)
-    assert done.returncode == 2  # this VM has no virtio device
+    assert done.returncode == 0, done.stderr
     rows = {row["id"]: row for row in json.loads(done.stdout)["rows"]}
     assert "module.virtio" in rows
-    assert rows["device"]["state"] == "fail"
+    assert any("vsock: bound to vmw_vsock_virtio_transport" in row["text"] for row in rows.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 
@@ -19,7 +20,8 @@ class DiskFile:
     """An open disk of `size` bytes. `fd` goes through the page cache; `direct_fd` (-1: none) past it (O_DIRECT).
 
     A writable one is locked against every other user that locks (flock, and O_EXCL for a block device). `physical` is
-    the block size, in bytes, below which the host reads before it writes. Raises BadInput in one line.
+    the block size, in bytes, below which the host reads before it writes. `align` is what direct I/O wants of places,
+    lengths and addresses. Raises BadInput in one line.
     """
 
     def __init__(self, path: str, *, readonly: bool = False, direct: bool = False) -> None:
@@ -58,6 +60,7 @@ class DiskFile:
             raise BadInput(f"disk {self.path}: its {self.size} bytes are not a multiple of {SECTOR}: no raw disk image")
         self._refuse_formats()
         self.physical = self._physical()
+        self.align = SECTOR
         if direct:
             try:
                 self.direct_fd = os.open(self.path, flags & ~os.O_EXCL | os.O_DIRECT)
@@ -65,6 +68,7 @@ class DiskFile:
                 if error.errno != errno.EINVAL:
                     raise
                 raise BadInput(f"disk {self.path}: its file system has no direct I/O; leave `direct` out") from None
+            self.align = self._alignment()
 
     def measure(self) -> int:
         """Its size in bytes now."""
@@ -84,6 +88,22 @@ class DiskFile:
             return FILE_BLOCK
         size = int.from_bytes(fcntl.ioctl(self.fd, BLKPBSZGET, bytes(4)), "little")
         return size if SECTOR <= size <= 1 << 20 and not size & (size - 1) else FILE_BLOCK
+
+    def _alignment(self) -> int:
+        """The smallest that works, by trying: not every kernel tells."""
+        with mmap.mmap(-1, 2 * FILE_BLOCK) as buffer, memoryview(buffer) as view:
+            for align in (SECTOR, 1024, 2048):
+                if self.size < 2 * align:
+                    break
+                with view[align : 2 * align] as part:
+                    try:
+                        os.preadv(self.direct_fd, [part], align)
+                    except OSError as error:
+                        if error.errno != errno.EINVAL:
+                            raise
+                    else:
+                        return align
+        return FILE_BLOCK
 
     def _explain(self, error: OSError) -> str:
         if error.errno == errno.ENOENT:

@@ -39,6 +39,7 @@ cdef extern from "<linux/io_uring.h>" nogil:
     unsigned int IORING_OP_READV
     unsigned int IORING_OP_WRITEV
     unsigned int IORING_OP_FSYNC
+    unsigned int IORING_OP_FALLOCATE
     unsigned int IORING_OP_READ
     unsigned int IORING_OP_WRITE
     unsigned int IORING_FSYNC_DATASYNC

@@ -6,10 +6,11 @@ Guest physical memory                       Ports
     0x0000100000  RAM                           0x060 0x064  i8042          0x3e8 irq 5   serial 2
     0x00c0000000  hole: devices                 0x061        PIT gate       0x2e8 irq 7   serial 3
     0x00e0000000  PCI configuration space       0x070-0x071  RTC, CMOS      0x402         debug console
-    0x00f0000000  PCI devices                   0x0e9        debug console  0x600-0x62f   ACPI power management
-    0x00feb00000  virtio-mmio                   0x0f4        debug exit     0xcf8-0xcff   PCI configuration
-    0x00fec00000  IOAPIC                                                    0xcf9         reset
-    0x00fee00000  LAPIC
+    0x00f0000000  PCI devices                   0x0e9        debug console  0x510-0x51b   fw_cfg, with firmware
+    0x00feb00000  virtio-mmio                   0x0f4        debug exit     0x600-0x62f   ACPI power management
+    0x00fec00000  IOAPIC                                                    0xcf8-0xcff   PCI configuration
+    0x00fee00000  LAPIC                                                     0xcf9         reset
+    0x00fffc0000  firmware
     0x0100000000  RAM
     above RAM     PCI devices
 """
@@ -37,10 +38,13 @@ SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 5), (0x2E8, 7))
 """(first port, interrupt) of each 16550; the last two interrupts are free of sharing, unlike ISA's own."""
 
 RTC_PORT = 0x70
+CMOS_BOOT_ORDER = 0x3D  # a BIOS reads kinds of disks from here, four bits each, the first lowest
+DISK_THEN_CDROM = 0x32
 I8042_DATA = 0x60
 I8042_COMMAND = 0x64
 DEBUG_CONSOLES = (0xE9, 0x402)
 DEBUG_EXIT = 0xF4
+FW_CFG_PORT = 0x510
 RESET_PORT = 0xCF9
 RESET_VALUE = 0x06
 
@@ -59,7 +63,8 @@ PCI_BUSES = 1
 """One bus. Linux looks at every bus that the MCFG names, 32 accesses each, whether anything can be there or not."""
 PCI_ECAM_SIZE = PCI_BUSES << 20
 PCI_MMIO = 0xF0000000
-PCI_MMIO_END = 0xFE000000
+PCI_MMIO_END = 0xFEC00000
+"""Up to the IOAPIC, from where a BIOS places devices downwards. What virtio-mmio has of it is free on this bus."""
 PCI_MMIO64_SIZE = 16 << 30
 PCI_IRQS = (20, 21, 22, 23)
 """INTA-INTD of the PCI slots: IOAPIC pins that nothing else uses."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from kvmkit.manager.spec import VmSpec
 
 SUMMARY = "run what QEMU's own command line describes"
 
 EPILOG = """\
 examples:
   kvmkit qemu -enable-kvm -cpu host -m 1G -kernel vmlinuz -append console=ttyS0 -nographic
+  kvmkit qemu -enable-kvm -m 1024 -mem-path /dev/hugepages -hda disk.img    a disk with a boot loader
   kvmkit qemu --show -m 1024 -hda disk.img      what is understood by it, as JSON, and what is not there
 
 An option that we don't have is refused by its name, with the nearest that we do.
@@ -48,8 +53,27 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"qemu: this machine does not have {'; '.join(missing)}")
     for text in unasked(description):
         print(f"kvmkit: {text}", file=sys.stderr)
-    from kvmkit.cli.run import run_spec
     from kvmkit.manager.translate import to_spec
 
     spec = to_spec(description)
-    return run_spec(spec.absolute(), started_ns=args.started_ns or None)
+    if description.daemonize:
+        return _daemonize(spec.absolute())
+    from kvmkit.cli.run import run_spec
+
+    return run_spec(spec.absolute(), started_ns=args.started_ns or None, reboot=True)
+
+
+def _daemonize(spec: VmSpec) -> int:
+    """Go on in the background, as QEMU does; what it is called is told."""
+    from kvmkit.manager import create
+    from kvmkit.manager.spawn import spawn
+
+    spec.machine()
+    with create.make(spec, temporary=True) as home:
+        try:
+            spawn(home)
+        except BaseException:
+            home.remove()
+            raise
+        print(f"kvmkit: it runs as {home.name}: kvmkit console {home.name}, kvmkit stop {home.name}", file=sys.stderr)
+    return 0

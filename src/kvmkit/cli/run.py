@@ -37,6 +37,7 @@ examples:
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
+  kvmkit run --firmware bios --disk system.raw  a disk with a boot loader, its console on this terminal
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
 
 A VM is removed when it ends, unless it has a name or is detached; --rm removes these too.
@@ -45,7 +46,7 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "name root_size accel memory cpus cpu nested hugepages transport kernel append timeout".split()
+GIVEN = "name root_size accel memory cpus cpu nested hugepages transport vsock kernel firmware append timeout".split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -76,15 +77,29 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
-    add("--disk", action="append", metavar="DISK", help="PATH[,ro][,direct]: a raw image or block device")
-    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,cd]: a SCSI disk or a CD-ROM")
+    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
+    add("--disk", action="append", metavar="DISK", help=text)
+    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
+    add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
+    text = "sockets between host and guest (vsock.sock in the VM's directory); default: with kvmkit's agent"
+    add("--vsock", nargs="?", const=True, type=_cid, metavar="CID", help=text)
+    add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
+    add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
     add("--console", action="store_true", help="the guest's first serial port on this terminal; Ctrl-] x leaves")
     add("--debug-exit", action="store_true", help="writing V to port 0xf4 ends the VM with status (V << 1) | 1")
     add("--timeout", type=seconds, metavar="SECONDS", help="end the VM after that long, with status 124")
+
+
+def _cid(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:12]) < 3:
+        raise BadInput(
+            f"--vsock {text}: a guest's CID is a number from 3 to 4294967294 (before another word: --vsock=3)"
+        )
+    return int(text[:12])
 
 
 def specified(args: argparse.Namespace) -> VmSpec:
@@ -95,7 +110,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
-    for name in ("name", "kernel"):
+    for name in ("name", "kernel", "firmware"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")
     given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
@@ -103,6 +118,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.rng_limit is not None:
+        from kvmkit.machine.limits import parse_limits
+
+        given |= {"rng": True, "rng_limits": parse_limits(f"--rng-limit {args.rng_limit}", args.rng_limit)}
     if args.initrd:
         given["initrd"] = tuple(args.initrd)
     if args.command:
@@ -171,18 +190,22 @@ def run_spec(
     stats: str | None = None,
     temporary: bool = True,
     started_ns: int | None = None,
+    reboot: bool = False,
 ) -> int:
-    """Run a VM in the foreground; returns the exit status."""
+    """Run a VM in the foreground; returns the exit status. `reboot`: it may start again when its guest resets."""
     import msgspec
 
     from kvmkit.cli import session
     from kvmkit.manager import create
+    from kvmkit.manager.pidfile import PidFile
 
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
-    # A reset ends `run`: what it was called for is gone.
-    machine = msgspec.structs.replace(spec, reboot=False).machine(attached=not spec.with_agent)
-    with create.make(spec, temporary=temporary) as home:
+    # A reset ends `run`: what it was called for is gone. Not so where a disk was started, which installers reset.
+    machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
+        attached=not spec.with_agent and not spec.serial
+    )
+    with PidFile(spec.pidfile), create.make(spec, temporary=temporary) as home:
         if spec.root_size or not temporary:
             machine = _with_layer(home, machine, spec)
         return session.run(
@@ -193,4 +216,5 @@ def run_spec(
             tty=tty,
             stats=stats,
             started_ns=started_ns,
+            serial=spec.serial,
         )

@@ -13,7 +13,7 @@ from kvmkit.cli import stats_file
 from kvmkit.cli.main import say
 from kvmkit.cli.named import SHELL
 from kvmkit.errors import GuestFault, KvmkitError
-from kvmkit.manager import outcome
+from kvmkit.manager import outcome, outlet
 from kvmkit.manager.record import Ended
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run(
     tty: bool = False,
     stats: str | None = None,
     started_ns: int | None = None,
+    serial: str = "",
 ) -> int:
     """Run the VM of `home` to its end; returns kvmkit's exit status. GuestFault: its end is not one anybody wanted."""
     from kvmkit.manager.vmm import Vmm
@@ -59,6 +60,12 @@ def run(
     except BaseException:
         home.discard()  # it was made for this
         raise
+    try:
+        led = outlet.attach(vmm, serial, say)
+    except BaseException as error:
+        vmm.finish(Ended(reason="not started", status=1, detail=str(error)))
+        raise
+    attended = attended and not serial
     undriven = _Undriven(vmm.machine)
     status = INTERRUPTED
     try:
@@ -72,6 +79,8 @@ def run(
         raise
     finally:
         vmm.finish(_ended(vmm, status))
+        if led is not None:
+            led.close()
         undriven.tell()
         stats_file.write(stats, vmm.machine.stats.json())
 

@@ -67,21 +67,26 @@ XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one
 """
 
 DISKS = """
-Disks (--disk PATH[,ro][,direct][,serial=TEXT][,queues=N], as often as needed)
+Disks (--disk PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,bps=N][,iops=N], as often as needed)
 
   PATH          a raw image file or a block device of the host; a comma in it is written ,,
   ro            the guest can't write to it; several VMs may have it so at once
+  snapshot      the guest may write, to a copy (in TMPDIR, else /var/tmp) that is thrown away at the end
   direct        past the host's page cache (O_DIRECT)
   serial=TEXT   what the guest sees in /sys/block/vda/serial
   queues=N      1 to 8; without it one for each vCPU
+  bps=N iops=N  at most so many bytes and requests a second on average, such as bps=20M,iops=500; what may come at once
+                after a rest is bps_burst=N and iops_burst=N, without them what a tenth of a second brings
 
 In the guest they are /dev/vda, /dev/vdb and so on, by virtio-blk; its kernel needs CONFIG_VIRTIO_BLK and
 CONFIG_VIRTIO_MMIO. What the guest has flushed (sync, fsync) is on the host's disk, whatever happens then. A disk that
 is written is locked: no second VM can have it.
 
-SCSI disks and CD-ROMs (--scsi PATH[,ro][,cd][,serial=TEXT]) are /dev/sda and /dev/sr0 and so on, by virtio-scsi
-(CONFIG_SCSI_VIRTIO): target 0 is the first, 1 the second. Disks by virtio-blk are faster. With --transport pci the
-kernel needs CONFIG_VIRTIO_PCI instead.
+SCSI disks and CD-ROMs (--scsi PATH[,ro][,snapshot][,cd][,serial=TEXT]) are /dev/sda and /dev/sr0 and so on, by
+virtio-scsi (CONFIG_SCSI_VIRTIO): target 0 is the first, 1 the second. Disks by virtio-blk are faster. With
+--transport pci the kernel needs CONFIG_VIRTIO_PCI instead.
+
+While a VM runs, `kvmkit set` changes rates, enlarges disks and changes CDs: kvmkit help set.
 
   truncate -s 1G disk.raw
   kvmkit run --disk disk.raw
@@ -89,10 +94,26 @@ kernel needs CONFIG_VIRTIO_PCI instead.
   kvmkit run --scsi disk.raw --scsi debian.iso,cd
 """
 
+FIRMWARE = """
+Firmware (--firmware bios, or a BIOS image's path)
+
+Starts a disk by its own boot loader, as a PC does, instead of a kernel. SeaBIOS is taken from the host (Debian:
+apt-get install seabios). The boot loader's menu and the system's console are the serial port on your terminal; Linux
+puts its own there with console=ttyS0. Disks are tried in their order, then CD-ROMs.
+
+  kvmkit run --firmware bios --disk system.raw
+  kvmkit run --firmware bios --disk system.raw,snapshot         what it writes is thrown away
+  kvmkit run --firmware bios --disk new.raw --scsi install.iso,cd --memory 2G
+  kvmkit qemu -m 2048 -hda new.raw -cdrom install.iso -boot d   the CD-ROM first
+
+There is no screen, network start or UEFI yet.
+"""
+
 TOPICS: dict[str, Topic] = {
     "exit-status": Topic("what each exit status means", EXIT_STATUS),
     "engines": Topic("kvm and tcg, and which is taken", ENGINES),
     "kernels": Topic("which kernels can be started, and how", KERNELS),
+    "firmware": Topic("starting a disk by its own boot loader", FIRMWARE),
     "disks": Topic("disks of a guest: files and block devices", DISKS),
     "files": Topic("where kvmkit keeps things", FILES),
 }

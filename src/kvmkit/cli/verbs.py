@@ -30,6 +30,7 @@ VERBS: dict[str, Verb] = {
     "inspect": Verb("kvmkit.cli.inspect", "show all that is known of VMs, as JSON", names=True),
     "stats": Verb("kvmkit.cli.stats", "show what running VMs use", names=True),
     "wait": Verb("kvmkit.cli.wait", "wait until VMs have ended", names=True),
+    "set": Verb("kvmkit.cli.set", "change a VM while it runs", names=True),
     "rename": Verb("kvmkit.cli.rename", "give a VM another name", names=True),
     "events": Verb("kvmkit.cli.events", "show what happened to VMs", names=True),
     "schema": Verb("kvmkit.cli.schema", "print the JSON schema of a VM's spec"),

@@ -6,7 +6,7 @@ import errno
 import os
 
 from kvmkit.errors import KvmkitError
-from kvmkit.guest.protocol import OUTPUT_WINDOW, STDIN_WINDOW, ProtocolError, Stage
+from kvmkit.guest.protocol import SERIAL, Limits, ProtocolError, Stage
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
@@ -20,11 +20,11 @@ class Output:
     blocks.
     """
 
-    def __init__(self, fd: int | None, piece: int = 4096) -> None:
+    def __init__(self, fd: int | None, piece: int = 4096, window: int = SERIAL.output_window) -> None:
         self.fd = fd
         self._piece = piece
         self.pending = bytearray()
-        self._window = OUTPUT_WINDOW
+        self._full = self._window = window
         self._owed = 0
 
     def receive(self, data: bytes) -> None:
@@ -60,7 +60,7 @@ class Output:
 
     def credit(self) -> int:
         """Bytes the guest may send more, to be told it now; 0 while too few to be worth a frame."""
-        if self._owed < OUTPUT_WINDOW // 2:
+        if self._owed < self._full // 2:
             return 0
         owed, self._owed = self._owed, 0
         self._window += owed
@@ -70,13 +70,27 @@ class Output:
 class Command:
     """`status` is None while it runs, then what a shell would have in `$?`."""
 
-    def __init__(self, identity: int, name: str, cwd: str, tty: bool, stdin: int | None, out: Output, err: Output):
+    def __init__(
+        self,
+        identity: int,
+        name: str,
+        stdin: int | None,
+        out: Output,
+        err: Output,
+        *,
+        cwd: str = "",
+        user: str = "",
+        tty: bool = False,
+        limits: Limits = SERIAL,
+    ) -> None:
         self.id = identity
         self.name = name
         self.cwd = cwd
+        self.user = user
+        self.limits = limits
         self.tty = tty
         self.stdin = stdin  # None: nothing (more) is read
-        self.window = STDIN_WINDOW
+        self.window = limits.stdin_window
         self.outputs = {1: out, 2: err}
         self.pid: int | None = None
         self.status: int | None = None
@@ -95,7 +109,7 @@ class Command:
 
     def credited(self, amount: int) -> None:
         self.window += amount
-        if self.window > STDIN_WINDOW:
+        if self.window > self.limits.stdin_window:
             raise ProtocolError("the guest's agent took more input than it was sent")
 
     def exited(self, how: int, value: int) -> None:
@@ -109,6 +123,9 @@ class Command:
         if stage == Stage.EXEC and number == errno.ENOENT and "/" not in self.name:
             reason = "command not found"
         what = self.cwd if stage == Stage.DIRECTORY else self.name
+        if stage == Stage.USER:
+            what = self.user
+            reason = "no such user in the guest" if number == errno.ESRCH else reason
         missing = number in (errno.ENOENT, errno.ENOTDIR)
         self.status = NOT_FOUND if stage == Stage.EXEC and missing else NOT_EXECUTABLE
         line = f"kvmkit: {what}: {reason}\n".encode(errors="surrogateescape")

@@ -1,39 +1,48 @@
-"""Which kernel modules a guest's agent loads for which device: the tables that agent/root.c reads."""
+"""Which kernel modules a guest's agent loads for which device: the tables that agent/drivers.c reads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kvmkit.guest.modules import ModuleSet
 
+TABLE = "usr/lib/kvmkit/drivers"
 ROOT = ("erofs", "overlay")
-"""What the initramfs loads whatever there is."""
+"""The file systems that a root disk is made of."""
 DISKS = ("virtio_mmio", "virtio_pci", "virtio_blk")
-"""What it loads for the root disk's device."""
+"""What finds it."""
 DEVICES = tuple("""
     virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio_balloon virtio_rng virtio_input virtio_mem
-    virtio_pmem nd_pmem virtio_scsi sd_mod sr_mod virtiofs vmw_vsock_virtio_transport qemu_fw_cfg
+    virtio_pmem virtio_scsi virtiofs vmw_vsock_virtio_transport
 """.split())  # fmt: skip
-"""What is loaded afterwards, for the devices that are there."""
+"""What is loaded from it, for the devices that are there."""
+
+_BUSES = ("acpi:LNRO0005:", "pci:v00001AF4", "virtio:")
+_BEHIND = {
+    "virtio_scsi": ["sd_mod", "sr_mod"],
+    "virtio_pmem": ["nd_pmem"],
+    "virtio_input": ["evdev"],
+}
+"""What drives that which stands behind a device; it announces itself too late for the agent to look."""
 
 
-def table(modules: ModuleSet, names: tuple[str, ...], prefix: str, always: tuple[str, ...] = ()) -> bytes:
-    """Lines of `PATTERN FILE ...`; each file below `prefix`."""
-    lines = [" ".join(["-", *_files(modules, name, prefix)]) for name in always if name in modules.files]
+def drivers(modules: ModuleSet, names: Iterable[str], directory: str) -> str:
+    """The agent's table: for each device that may be there, the start of its modalias and what to load, in order."""
+    lines = []
     for name in names:
-        if name in modules.files:
-            files = " ".join(_files(modules, name, prefix))
-            lines += [f"{alias} {files}" for alias in modules.aliases(name)]
-    return "".join(f"{line}\n" for line in lines).encode()
+        paths: dict[str, None] = {}
+        for each in [name, *_BEHIND.get(name, [])]:
+            if each in modules.files:
+                paths |= dict.fromkeys(modules.in_order(each))
+        for alias in modules.aliases(name):
+            prefix = alias.replace("acpi*:", "acpi:").partition("*")[0]
+            if prefix.startswith(_BUSES):
+                lines.append(" ".join([prefix, *(f"{directory}/{path}" for path in paths)]))
+    return "\n".join([*lines, ""])
 
 
-def _files(modules: ModuleSet, name: str, prefix: str) -> list[str]:
-    """The files of a module and all that it needs, in the order in which they can be loaded."""
-    order: dict[str, None] = {}
-
-    def add(each: str, above: tuple[str, ...]) -> None:
-        for need in modules.depends(each):
-            if need not in above:
-                add(need, (*above, each))
-        order[each] = None
-
-    add(name, (name,))
-    return [f"{prefix}/{modules.files[each][0]}" for each in order]
+def root_drivers(modules: ModuleSet, directory: str) -> str:
+    """The table of what mounts the root disk."""
+    paths = [path for name in ROOT if name in modules.files for path in modules.in_order(name)]
+    line = " ".join(["root:", *(f"{directory}/{path}" for path in dict.fromkeys(paths))])
+    return f"{line}\n{drivers(modules, [name for name in DISKS if name in modules.files], directory)}"

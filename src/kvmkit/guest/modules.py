@@ -74,10 +74,6 @@ class ModuleSet:
                 todo += self.depends(name)
         return sorted(found)
 
-    def aliases(self, name: str) -> list[str]:
-        """The patterns of the devices it drives."""
-        return [value for key, value in self._info[name] if key == "alias" and " " not in value]
-
     def tables(self, names: Iterable[str]) -> Mapping[str, str]:
         """modules.dep, modules.alias and modules.softdep for `names`, which must be closed under needs."""
         dep, alias, softdep = [], ["# Aliases extracted from modules themselves."], []
@@ -91,6 +87,14 @@ class ModuleSet:
                     softdep.append(f"softdep {name} {value}")
         return {f"modules.{n}": "\n".join([*lines, ""]) for n, lines in
                 (("dep", dep), ("alias", alias), ("softdep", softdep))}  # fmt: skip
+
+    def aliases(self, name: str) -> list[str]:
+        """What a device calls itself that this module drives; patterns, as in modules.alias."""
+        return [value for key, value in self._info[name] if key == "alias"]
+
+    def in_order(self, name: str) -> list[str]:
+        """The paths of what is to be loaded for `name`, one after another; its own is the last."""
+        return [self.files[need][0] for need in [*reversed(self._loading_order(name)), name]]
 
     def _loading_order(self, name: str) -> list[str]:
         """What `name` needs, each before what it needs itself, as depmod lists them: modprobe loads from the end."""

@@ -1,4 +1,4 @@
-"""The frames between host and agent, version 1. agent/agent.h describes them; change both together.
+"""The frames between host and agent, version 2. agent/agent.h describes them; change both together.
 
 What comes from a guest is hostile until checked: lengths are bounded by what each type may hold, and the
 first byte that does not fit ends the conversation with a ProtocolError of one line.
@@ -12,16 +12,30 @@ from typing import NamedTuple
 
 from kvmkit.errors import BadInput, KvmkitError
 
-VERSION = 1
-DATA_MAX = 4096  # bytes of data in one frame
+VERSION = 2
 PAYLOAD_MAX = 0xFFFF
-STDIN_WINDOW = 8192  # bytes that may be on the way to a command before it takes them
-OUTPUT_WINDOW = 65536  # the same for each of a command's stdout and stderr
+HOST_PORT = 1024
+"""Where the agent connects to by vsock, from a port that only the guest's root may have."""
 FLAG_TTY = 1
 FLAG_STDIN = 2
 ARGUMENTS_MAX = 2048  # arguments and environment entries of one command
 
 HEADER = struct.Struct("<BBH")  # type, command id, payload length
+
+
+class Limits(NamedTuple):
+    """A channel's, in bytes."""
+
+    data: int
+    """In one frame."""
+    stdin_window: int
+    """On the way to a command before it takes them."""
+    output_window: int
+    """The same for each of a command's stdout and stderr."""
+
+
+SERIAL = Limits(4096, 8192, 65536)
+VSOCK = Limits(32768, 262144, 262144)
 
 
 class ProtocolError(KvmkitError):
@@ -42,6 +56,10 @@ class Type(IntEnum):
     STDERR = 0x8B
     EXIT = 0x8C
     ERROR = 0x8D
+    READ = 0x8E
+    WRITE = 0x8F
+    TIME = 0x90
+    ENTROPY = 0x91
 
 
 class Stage(IntEnum):
@@ -50,6 +68,8 @@ class Stage(IntEnum):
     RESOURCES = 1
     DIRECTORY = 2
     EXEC = 3
+    USER = 4
+    FILE = 5
 
 
 FROM_GUEST = {
@@ -57,12 +77,12 @@ FROM_GUEST = {
     Type.CREDIT: (5, 5),
     Type.CLOSE: (1, 1),
     Type.STARTED: (4, 4),
-    Type.STDOUT: (1, DATA_MAX),
-    Type.STDERR: (1, DATA_MAX),
+    Type.STDOUT: (1, PAYLOAD_MAX),
+    Type.STDERR: (1, PAYLOAD_MAX),
     Type.EXIT: (2, 2),
     Type.ERROR: (2, 2),
 }
-"""What the guest may send, and the least and most bytes each may carry."""
+"""What the guest may send, and the least and most bytes each may carry; data has its channel's limit too."""
 
 HELLO = b"kvmkit" + bytes([VERSION])
 _HELLO_FRAME_START = HEADER.pack(Type.HELLO, 0, 7) + HELLO[:-1]
@@ -85,6 +105,7 @@ def encode_exec(
     cwd: str,
     flags: int,
     size: tuple[int, int],
+    user: str = "",
 ) -> bytes:
     """The EXEC frame; `size` is (rows, columns). BadInput: what no process could be given, or more than fits."""
     if not argv or not argv[0]:
@@ -92,9 +113,9 @@ def encode_exec(
     for name in env:
         if not name or "=" in name:
             raise BadInput(f"{name!r} can't be the name of an environment variable")
-    strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
-    if len(strings) - 1 > ARGUMENTS_MAX:
-        raise BadInput(f"a guest command takes at most {ARGUMENTS_MAX} arguments and variables, not {len(strings) - 1}")
+    strings = [cwd, user, *argv, *(f"{name}={value}" for name, value in env.items())]
+    if len(strings) - 2 > ARGUMENTS_MAX:
+        raise BadInput(f"a guest command takes at most {ARGUMENTS_MAX} arguments and variables, not {len(strings) - 2}")
     encoded = [text.encode(errors="surrogateescape") for text in strings]
     for text, data in zip(strings, encoded, strict=True):
         if b"\0" in data:
@@ -106,6 +127,16 @@ def encode_exec(
     return encode(Type.EXEC, command, payload)
 
 
+def encode_file(command: int, path: str, mode: int | None = None) -> bytes:
+    """The READ frame of a file in the guest, or, with `mode`, its WRITE. BadInput: no file can have that name."""
+    data = path.encode(errors="surrogateescape")
+    if not data or b"\0" in data or len(data) > 4095:
+        raise BadInput(f"{path!r} can't be a file's name")
+    if mode is None:
+        return encode(Type.READ, command, data + b"\0")
+    return encode(Type.WRITE, command, struct.pack("<H", mode) + data + b"\0")
+
+
 class Decoder:
     """Turns the guest's bytes into frames, however they are cut. Holds at most one incomplete frame.
 
@@ -114,8 +145,9 @@ class Decoder:
 
     NOISE_MAX = 1 << 16
 
-    def __init__(self, noise_max: int = NOISE_MAX) -> None:
+    def __init__(self, noise_max: int = NOISE_MAX, data_max: int = SERIAL.data) -> None:
         self._noise_max = noise_max
+        self._data_max = data_max
         self._buffer = bytearray()
         self._skipped = 0
         self.greeted = False
@@ -132,7 +164,8 @@ class Decoder:
             limits = FROM_GUEST.get(kind)
             if limits is None:
                 raise ProtocolError(f"the guest's agent sent a frame of unknown type {kind:#x}")
-            if not limits[0] <= size <= limits[1]:
+            most = min(limits[1], self._data_max)
+            if not limits[0] <= size <= most:
                 raise ProtocolError(f"the guest's agent sent {Type(kind).name} with {size} bytes")
             end = at + HEADER.size + size
             if end > len(self._buffer):

@@ -16,7 +16,7 @@ from kvmkit.guest.bootstrap import bootstrap, slim
 from kvmkit.guest.cpio import CpioWriter
 from kvmkit.guest.disk import archive, erofs
 from kvmkit.guest.disk.tree import Tree
-from kvmkit.guest.drivers import DEVICES, DISKS, ROOT, table
+from kvmkit.guest.drivers import DEVICES, DISKS, ROOT, TABLE, drivers, root_drivers
 from kvmkit.guest.progress import Progress
 from kvmkit.guest.tiny import Kernel, newest_kernel, read_kernel
 
@@ -69,7 +69,7 @@ def initramfs(kernel: Kernel) -> bytes:
     for name in kernel.modules.closure([*DISKS, *ROOT]):
         path, data = kernel.modules.files[name]
         cpio.file(f"m/{path}", data)
-    cpio.file("drivers", table(kernel.modules, DISKS, "/m", ROOT))
+    cpio.file("drivers", root_drivers(kernel.modules, "/m").encode())
     cpio.finish()
     return out.getvalue()
 
@@ -88,9 +88,9 @@ def agent_initramfs(agent: bytes) -> bytes:
 
 
 def add_drivers(tree: Tree, kernel: Kernel) -> None:
-    """The table for what the agent loads from the disk, and the kernel's modules where the tree has none."""
-    directory = f"usr/lib/modules/{kernel.release}"
-    tree.file("usr/lib/kvmkit/drivers", table(kernel.modules, DEVICES, f"/{directory}"))
+    """The table of what the agent loads from the disk."""
+    names = [name for name in DEVICES if name in kernel.modules.files]
+    tree.file(TABLE, drivers(kernel.modules, names, f"/usr/lib/modules/{kernel.release}").encode())
 
 
 def build(work: Path, disk: BinaryIO, progress: Progress) -> tuple[Kernel, dict[str, str]]:

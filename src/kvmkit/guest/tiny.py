@@ -16,6 +16,7 @@ from kvmkit.guest import deb
 from kvmkit.guest.agent_build import compile_agent
 from kvmkit.guest.apt import Apt
 from kvmkit.guest.cpio import CpioWriter
+from kvmkit.guest.drivers import TABLE, drivers
 from kvmkit.guest.modules import ModuleSet
 from kvmkit.guest.progress import Progress
 
@@ -40,17 +41,6 @@ _ETC = {
     "nsswitch.conf": "hosts: files dns\n",
     "profile": f"export PATH={_PATH}\nexport PS1='\\u@\\h:\\w\\$ '\numask 022\n",
 }
-
-# Run once by the agent: drivers of transports, and then of what stands behind them, a step at a time.
-_LOAD_DRIVERS = """\
-load() {
-	names=$(cat "$@" 2>/dev/null | sort -u)
-	[ -z "$names" ] || modprobe -ab $names 2>/dev/null
-}
-load /sys/bus/platform/devices/LNRO0005:*/modalias /sys/bus/pci/devices/*/modalias
-load /sys/bus/virtio/devices/*/modalias
-load /sys/bus/scsi/devices/*/modalias
-"""
 
 
 @dataclass(frozen=True)
@@ -137,7 +127,6 @@ def _add_base(cpio: CpioWriter, agent: bytes) -> None:
     cpio.character_device("dev/null", 1, 3, 0o666)
     cpio.file("init", agent, 0o755)
     cpio.directory("usr/lib/kvmkit")
-    cpio.file("usr/lib/kvmkit/load-drivers", _LOAD_DRIVERS.encode())
     for name, text in _ETC.items():
         cpio.file(f"etc/{name}", text.encode())
 
@@ -176,3 +165,4 @@ def _add_modules(cpio: CpioWriter, kernel: Kernel) -> None:
     cpio.file(f"{directory}/modules.builtin", kernel.tables.get("modules.builtin", b""))
     for name, text in modules.tables(names).items():
         cpio.file(f"{directory}/{name}", text.encode())
+    cpio.file(TABLE, drivers(modules, names, f"/{directory}").encode())

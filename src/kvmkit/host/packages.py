@@ -15,6 +15,7 @@ INSTALL = {
 # What each family calls the package; "" is for every family not named.
 PACKAGES: dict[str, dict[str, str]] = {
     "ovmf": {"debian": "ovmf", "alpine": "ovmf", "suse": "qemu-ovmf-x86_64", "": "edk2-ovmf"},
+    "seabios": {"": "seabios", "suse": "qemu-seabios"},
     "swtpm": {"": "swtpm"},
     "passt": {"": "passt"},
     "virtiofsd": {"": "virtiofsd"},

@@ -56,6 +56,7 @@ class Board:
     ) -> None:
         self.spec = spec
         self.rsdp = 0
+        self.firmware = b""
         self.vcpus = []
         self.pci: HostBridge | None = None
         self.memory = allocate(
@@ -70,6 +71,8 @@ class Board:
             self._add_platform(events, debug)
             self.virtio = VirtioDevices(spec, self.memory, self.vm, self.mmio, self.pci, log)
             self._add_tables()
+            if spec.firmware:
+                self._add_firmware()
             self.vcpus = [self.vm.create_vcpu(index) for index in range(spec.cpus)]
         except BaseException:
             self.close()
@@ -128,16 +131,36 @@ class Board:
         """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works anyway."""
         from kvmkit.boot import acpi
 
+        start, end = pc.ACPI_TABLES, pc.ACPI_TABLES_END
+        if self.spec.firmware:  # which has that place itself
+            from kvmkit.boot import firmware
+
+            start, end = firmware.tables_at(self.memory), self.memory.low
         tables = acpi.build(
             cpus=self.spec.cpus,
             serial=pc.SERIAL_PORTS[: len(self.serial)],
             virtio_mmio=self.virtio.described(),
             i8042=False,
             pci=self._describe_pci(self.pci) if self.pci is not None else None,
+            start=start,
+            end=end,
         )
         for address, data in tables.blobs:
             self.memory.write(address, data)
         self.rsdp = tables.rsdp
+
+    def _add_firmware(self) -> None:
+        """Its image at the end of 4 GiB, and what it asks the machine by fw_cfg."""
+        from kvmkit.boot import firmware
+        from kvmkit.devices.fw_cfg import PORTS, FwCfg
+
+        self.firmware = firmware.read(self.spec.firmware)
+        self.mmio.add(firmware.FOUR_GIB - len(self.firmware), len(self.firmware), firmware.Rom(self.firmware))
+        rsdp = self.memory.read(self.rsdp, firmware.RSDP_BYTES)
+        files = firmware.files(self.memory, rsdp, self.virtio.boot_paths(self.spec.all_boot_order))
+        self.fw_cfg = FwCfg(self.memory, files, cpus=self.spec.cpus)
+        self.ports.add(pc.FW_CFG_PORT, PORTS, self.fw_cfg)
+        self.rtc.memory[pc.CMOS_BOOT_ORDER] = pc.DISK_THEN_CDROM
 
     def _describe_pci(self, bridge: HostBridge) -> PciHost:
         from kvmkit.boot.acpi.pci import PciHost

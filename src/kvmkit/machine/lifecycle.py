@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kvmkit.accel import Exit, ExitReason
 from kvmkit.devices.sinks import ConsoleLog, FileSink, SocketSink
@@ -19,11 +19,13 @@ from kvmkit.machine.end import End, EndReason, State
 from kvmkit.machine.loading import load
 from kvmkit.machine.spec import MachineSpec
 from kvmkit.machine.stats import Report, Stats
+from kvmkit.machine.throwaway import Copies
 from kvmkit.machine.vcpus import VcpuThreads
 
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualCpu
 
+Changed = TypeVar("Changed")
 AGENT_BUFFER = 1 << 18
 """Bytes in flight on the agent's channel, each way."""
 _POWER_OFF_EVENT, _RESET_EVENT = 1, 2
@@ -54,7 +56,8 @@ class Machine:
         from kvmkit.accel.choose import choose
 
         spec.check()
-        self.spec = spec
+        self._copies = Copies(spec)
+        self.spec = spec = self._copies.spec
         self.stats = Stats(started_ns)
         self._warn = warn
         self._undriven: list[str] = []
@@ -176,6 +179,11 @@ class Machine:
                 raise KvmkitError(f"a machine that is {self._word()} has no use for its power button")
             board.power.press_power_button()
 
+    def change(self, action: Callable[[Board], Changed]) -> Changed:
+        """`action` on the board, which nobody pauses or takes down meanwhile. KvmkitError when it has ended."""
+        with self._control:
+            return action(self.board)
+
     def reset(self) -> None:
         """The reset button, or the guest's own reset: a new start with the spec's `reboot`, else the end."""
         self._guest_reset("reset")
@@ -197,6 +205,7 @@ class Machine:
             if self._closed:
                 return
             self._closed = True
+        self._copies.close()
         self._agent_client.close()
         os.close(self.ended_fd)
         self.ended_fd = -1

@@ -1,4 +1,4 @@
-"""The boot phase: put the kernel in memory and the first vCPU at its entry."""
+"""The boot phase: put the kernel or the firmware in memory and the first vCPU at its entry."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ if TYPE_CHECKING:
 
 
 def load(board: Board) -> None:
-    """Load the spec's kernel and set vCPU 0. Raises BadInput when a file can't be used or memory is too small."""
+    """Load the kernel or firmware, and set vCPU 0. Raises BadInput when a file can't be used or memory is too small."""
     from kvmkit import boot
 
     spec = board.spec
+    if spec.firmware:
+        from kvmkit.boot import firmware
+
+        firmware.load(board.memory, board.firmware).apply(board.vcpus[0])
+        return
     state = boot.load(
         board.memory,
         Path(spec.kernel),

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import KEYS, Limits, parse_limit
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -20,7 +21,7 @@ _UNITS = {"": MIB, "k": 1 << 10, "m": MIB, "g": GIB, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 
 
-class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A raw image file or a block device, by virtio-blk. `queues` 0: one for each vCPU, up to 8."""
 
     path: str
@@ -29,6 +30,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Past the host's page cache."""
     serial: str = ""
     queues: int = 0
+    snapshot: bool = False
+    """Changes go to a copy, and with the machine."""
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
@@ -38,7 +41,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise BadInput(f"--disk {self.path}: queues={self.queues}: 1 to {MAX_DISK_QUEUES} can be")
         if len(self.serial.encode()) > 20:
             raise BadInput(f"--disk {self.path}: serial={self.serial}: a serial number has up to 20 bytes")
-        DiskFile(self.path, readonly=self.readonly, direct=self.direct).close()
+        self.check_limits(f"--disk {self.path}")
+        DiskFile(self.path, readonly=self.readonly or self.snapshot, direct=self.direct).close()
 
 
 class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,12 +52,33 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     readonly: bool = False
     cdrom: bool = False
     serial: str = ""
+    snapshot: bool = False
+    """Changes go to a copy, and with the machine."""
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
         from kvmkit.block.file import DiskFile
 
-        DiskFile(self.path, readonly=self.readonly or self.cdrom).close()
+        DiskFile(self.path, readonly=self.readonly or self.cdrom or self.snapshot).close()
+
+
+class Vsock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sockets between host and guest. `path`: this side's socket; what the guest reaches at port P listens at path_P.
+
+    `reserved`: ports of the host's that only a guest's root reaches, from a port below 1024.
+    """
+
+    cid: int = 0
+    """0: 3, or one of its own for a VM with a name."""
+    path: str = ""
+    reserved: tuple[int, ...] = ()
+    optional: bool = False
+    """Nobody asked for it: nothing is said when the guest does not use it."""
+
+    def check(self) -> None:
+        """Raise BadInput, in one line, for what can't be."""
+        if self.cid and not 3 <= self.cid < 0xFFFFFFFF:
+            raise BadInput(f"--vsock {self.cid}: a guest's CID is a number from 3 to 4294967294")
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,9 +88,13 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     the descriptors that `Machine` is given, both ways.
     """
 
-    kernel: str
+    kernel: str = ""
     initrd: tuple[str, ...] = ()
     append: str = ""
+    firmware: str = ""
+    """A BIOS image instead of a kernel, to start from a disk: its path, or "bios" for the host's SeaBIOS."""
+    boot_order: tuple[int, ...] = ()
+    """Which disks firmware tries, first to last: places in `disks`, and after them in `scsi`. None: as they come."""
     accel: str = "auto"
     cpu: str = "max"
     cpus: int = 1
@@ -92,6 +121,16 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
+    rng_limits: Limits = Limits()
+    vsock: Vsock | None = None
+
+    @property
+    def all_boot_order(self) -> tuple[int, ...]:
+        """`boot_order`, then the disks it leaves out: as they come, CD-ROMs last."""
+        units: tuple[Disk | ScsiDisk, ...] = (*self.disks, *self.scsi)
+        cdroms = [place for place, unit in enumerate(units) if isinstance(unit, ScsiDisk) and unit.cdrom]
+        rest = [*(place for place in range(len(units)) if place not in cdroms), *cdroms]
+        return (*self.boot_order, *(place for place in rest if place not in self.boot_order))
 
     @property
     def cpu_text(self) -> str:
@@ -107,7 +146,21 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadInput(f"--timeout {self.timeout:g}: give seconds, more than 0")
         if "\0" in self.append:
             raise BadInput("--append: a kernel command line can't hold a null byte")
+        self.rng_limits.check_limits("--rng-limit")
+        self._check_start()
         self._check_disks()
+        if self.vsock is not None:
+            self.vsock.check()
+
+    def _check_start(self) -> None:
+        if bool(self.kernel) == bool(self.firmware):
+            raise BadInput("a machine starts a kernel (--kernel) or firmware (--firmware): name one of them")
+        if self.firmware and (self.initrd or self.append):
+            raise BadInput(
+                "--firmware: the disk has the kernel's initrd and parameters: leave --initrd and --append away"
+            )
+        if not all(0 <= place < len(self.disks) + len(self.scsi) for place in self.boot_order):
+            raise BadInput(f"boot order {self.boot_order}: there are {len(self.disks) + len(self.scsi)} disks")
 
     def _check_disks(self) -> None:
         seen: dict[tuple[int, int], bool] = {}
@@ -116,37 +169,43 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             disk.check()
             found = os.stat(disk.path)
             key = (found.st_dev, found.st_ino)
-            readonly = disk.readonly or (isinstance(disk, ScsiDisk) and disk.cdrom)
+            readonly = disk.readonly or disk.snapshot or (isinstance(disk, ScsiDisk) and disk.cdrom)
             if not (readonly and seen.get(key, True)) and key in seen:
                 raise BadInput(f"--disk {disk.path}: given twice; a disk that is written can be attached once")
             seen[key] = readonly
 
 
 def parse_disk(text: str) -> Disk:
-    """A Disk of PATH[,ro][,direct][,serial=TEXT][,queues=N]; a comma in PATH is written twice. Raises BadInput."""
+    """A Disk of PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,bps=N][,iops=N][,bps_burst=N][,iops_burst=N].
+
+    A comma in PATH is written twice. Raises BadInput.
+    """
     path, options = _path_and_options("--disk", text)
-    given: dict[str, str | int | bool] = {}
+    given: dict[str, str | float | bool] = {}
     for option in options:
         key, _equals, value = option.partition("=")
-        if option in ("ro", "direct"):
+        if option in ("ro", "direct", "snapshot"):
             given["readonly" if option == "ro" else option] = True
         elif key == "serial" and value:
             given[key] = value
         elif key == "queues" and value.isascii() and value.isdigit() and 0 < int(value[:9]) <= MAX_DISK_QUEUES:
             given[key] = int(value)
+        elif (limit := parse_limit(f"--disk {text}", option)) is not None:
+            given[limit[0]] = limit[1]
         else:
-            known = f"ro, direct, serial=TEXT and queues=1..{MAX_DISK_QUEUES}"
+            limits = ", ".join(f"{each}=N" for each in KEYS)
+            known = f"ro, snapshot, direct, serial=TEXT, queues=1..{MAX_DISK_QUEUES}, {limits}"
             raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
     return msgspec.convert({"path": path, **given}, Disk)
 
 
 def parse_scsi(text: str) -> ScsiDisk:
-    """A ScsiDisk of PATH[,ro][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
+    """A ScsiDisk of PATH[,ro][,snapshot][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
     path, options = _path_and_options("--scsi", text)
     given: dict[str, str | bool] = {}
     for option in options:
-        if option in ("ro", "cd"):
-            given["readonly" if option == "ro" else "cdrom"] = True
+        if option in ("ro", "cd", "snapshot"):
+            given[{"ro": "readonly", "cd": "cdrom"}.get(option, option)] = True
         elif option.startswith("serial=") and option != "serial=":
             given["serial"] = option.removeprefix("serial=")
         else:
@@ -161,20 +220,21 @@ def _path_and_options(option: str, text: str) -> tuple[str, list[str]]:
     return path, options
 
 
-def parse_size(text: str, what: str = "--memory") -> int:
-    """Bytes for 512M, 2G, 1.5G or 512 (MiB), rounded up to pages. Raises BadInput for what can't be."""
-    size = parse_bytes(text, what)
-    check_memory(size, f"{what} {text}")
-    return size
+def parse_size(text: str, what: str = "--memory", *, least: int = 0) -> int:
+    """Bytes for 512M, 2G, 1.5G or 512 (MiB), rounded up to pages. Raises BadInput for what can't be.
 
-
-def parse_bytes(text: str, what: str) -> int:
-    """As parse_size, of something that need not fit into this host's memory."""
+    With `least` it is no memory of a guest's, but at least that many bytes.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise BadInput(f"{what} {text}: not a size; give a number and a unit, such as 512M or 2G")
     size = int(float(match[1]) * _UNITS[match[2].lower()]) if len(match[1]) < 20 else 1 << 62
-    return (size + PAGE - 1) // PAGE * PAGE
+    size = (size + PAGE - 1) // PAGE * PAGE
+    if not least:
+        check_memory(size, f"{what} {text}")
+    elif not least <= size < 1 << 62:
+        raise BadInput(f"{what} {text}: no size that can be")
+    return size
 
 
 def check_memory(size: int, where: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
@@ -12,6 +12,7 @@ from kvmkit.errors import BadInput
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
     from kvmkit.boot.acpi import MmioDevice
+    from kvmkit.machine.scsi import ScsiAdapter
     from kvmkit.machine.spec import MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.pci import PciTransport
+    from kvmkit.virtio.vsock import Vsock
 
 PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
 MMIO_DRIVER = "CONFIG_VIRTIO_MMIO (virtio_mmio)"
@@ -29,6 +31,8 @@ class VirtioDevices:
 
     devices: list[VirtioDevice]
     disks: list[Blk]
+    scsi: ScsiAdapter | None
+    """The SCSI adapter, if there is one."""
 
     def __init__(
         self,
@@ -41,6 +45,9 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.scsi = None
+        self.vsock: Vsock | None = None
+        self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
         self._memory, self._vm, self._mmio, self._log = memory, vm, mmio, log
@@ -50,7 +57,16 @@ class VirtioDevices:
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
-                self._add(Rng(memory, log=log))
+                rng = Rng(memory, log=log)
+                spec.rng_limits.limit(rng)
+                self._add(rng)
+            if spec.vsock is not None:  # last: the others keep their places whether it is there or not
+                from kvmkit.virtio.vsock import Vsock
+
+                own = spec.vsock
+                self.vsock = Vsock(memory, own.cid or 3, own.path, reserved=own.reserved, log=log)
+                self._add(self.vsock)
+                self._optional.append(self.vsock if own.optional else None)
         except BaseException:
             self.close()
             raise
@@ -72,6 +88,7 @@ class VirtioDevices:
                     queues=disk.queues or min(spec.cpus, 8),
                     log=self._log,
                 )
+                disk.limit(blk)
             except BaseException:
                 file.close()
                 raise
@@ -81,31 +98,10 @@ class VirtioDevices:
     def _add_scsi(self, spec: MachineSpec) -> None:
         if not spec.scsi:
             return
-        from kvmkit.block.file import DiskFile
-        from kvmkit.virtio.scsi.cdrom import CdRom
-        from kvmkit.virtio.scsi.device import Scsi
-        from kvmkit.virtio.scsi.disk import Disk
-        from kvmkit.virtio.scsi.medium import FileMedium
-        from kvmkit.virtio.scsi.target import Targets
+        from kvmkit.machine.scsi import ScsiAdapter
 
-        targets = Targets()
-        media: list[FileMedium] = []
-        try:
-            for number, unit in enumerate(spec.scsi):
-                medium = FileMedium(DiskFile(unit.path, readonly=unit.readonly or unit.cdrom))
-                media.append(medium)
-                serial = unit.serial or f"kvmkit-scsi{number}"
-                physical = medium.file.physical
-                made = (
-                    CdRom(medium, serial=serial) if unit.cdrom else Disk(medium, serial=serial, physical_bytes=physical)
-                )
-                targets.add(number, 0, made)
-            scsi = Scsi(self._memory, targets, log=self._log, owned=tuple(medium.close for medium in media))
-        except BaseException:
-            for medium in media:
-                medium.close()
-            raise
-        self._add(scsi)
+        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
+        self._add(self.scsi.device)
 
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)
@@ -137,13 +133,23 @@ class VirtioDevices:
             for index, page in enumerate(pages)
         ]
 
+    def boot_paths(self, order: Sequence[int]) -> list[str]:
+        """What firmware calls the disks, in the order in which it is to try them: places in `disks`, then in `scsi`."""
+        found = []
+        for place in order:
+            scsi = place >= len(self.disks)
+            parts = [_firmware_path(self._transports[min(place, len(self.disks))])]
+            parts += ["channel@0", f"disk@{place - len(self.disks):x},0"] if scsi else ["disk@0,0"]
+            found.append("/".join(parts))
+        return found
+
     def undriven(self) -> list[str]:
         """For each device that no driver of the guest's has taken into use: which one, and what that needs."""
         bus = MMIO_DRIVER if self._pci is None else PCI_DRIVER
         return [
             f"the guest has not taken {device.name} into use: its kernel needs {device.driver} and {bus}"
             for device in self.devices
-            if not device.driven
+            if not device.driven and device not in self._optional
         ]
 
     def hold(self) -> None:
@@ -163,3 +169,12 @@ class VirtioDevices:
             device.close()
         self.devices = []
         self.disks = []
+
+
+def _firmware_path(transport: MmioTransport | PciTransport) -> str:
+    """A device as Open Firmware would name it."""
+    from kvmkit.virtio.mmio import MmioTransport
+
+    if isinstance(transport, MmioTransport):
+        return f"/virtio-mmio@{transport.base:016x}"
+    return f"/pci@i0cf8/scsi@{transport.function.slot:x}"

@@ -70,6 +70,8 @@ class ConsoleTap:
         self._readers: dict[socket.socket, int] = {}
         """Each with the number of bytes it missed since it last took some."""
         self._recent = bytearray()
+        self.also: Callable[[bytes], None] | None = None
+        """Called with it too; must not block."""
 
     def __call__(self, data: bytes) -> None:
         with self._lock:
@@ -79,6 +81,8 @@ class ConsoleTap:
                 del self._recent[:-RECENT]
             for reader in self._readers:
                 self._send(reader, data)
+            if self.also is not None:
+                self.also(data)
 
     def _send(self, reader: socket.socket, data: bytes) -> None:
         missed = self._readers[reader]

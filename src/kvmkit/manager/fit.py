@@ -14,35 +14,61 @@ def lacking(description: Description) -> list[str]:
 
 
 def _lacking(description: Description) -> Iterator[str]:
-    if not description.kernel:
-        yield "a start by firmware from a disk: name its kernel with -kernel, -initrd and -append root=/dev/vda1"
+    yield from _start_lacks(description)
     for disk in description.disks:
         yield from _disk_lacks(disk)
     for network in description.networks:
         yield f"the {network.kind} network"
-    firmware = description.firmware
-    for image in (firmware.bios, firmware.code, firmware.variables):
-        if image:
-            yield f"the firmware {image}"
-    for serial in description.serials:
-        if serial.kind != "stdio":
-            yield f"a serial port on {serial.kind}{f' {serial.path}' if serial.path else ''}"
     if len(description.serials) > 1:
-        yield "more than one serial port"
+        yield "more than one serial port; nearest: one -serial"
     if description.display == "vnc":
-        yield f"VNC at {description.vnc}"
+        yield f"a display by VNC at {description.vnc}; nearest: the serial console, by -nographic"
     if description.graphics:
-        yield "a graphics card"
+        yield "a graphics card; nearest: the serial console, by -nographic"
     for device in description.input:
-        yield f"a {device}"
+        yield f"a {device}; nearest: the serial console, by -nographic"
     if description.balloon:
         yield "virtio-balloon"
     if description.vsock is not None:
         yield "virtio-vsock"
-    if description.daemonize:
-        yield "-daemonize"
-    if description.pidfile:
-        yield "-pidfile"
+    if description.daemonize and any(serial.kind == "stdio" for serial in description.serials):
+        yield "a serial port on this terminal with -daemonize; nearest: -display none (`kvmkit console` shows it)"
+
+
+def _start_lacks(description: Description) -> Iterator[str]:
+    firmware = description.firmware
+    if firmware.code or firmware.variables:
+        images = " and ".join(image for image in (firmware.code, firmware.variables) if image)
+        yield f"UEFI firmware ({images}); nearest: a BIOS, which is there unasked, or -kernel"
+    elif description.kernel and firmware.bios:
+        yield f"the firmware {firmware.bios} before -kernel; nearest: without -bios, as the kernel is started directly"
+    elif not description.kernel and not description.disks:
+        yield "a start without a kernel or a disk; nearest: -kernel FILE, or -hda FILE with a boot loader on it"
+    if not description.kernel and (description.initrd or description.append):
+        yield "-initrd and -append for a kernel on a disk; nearest: its boot loader's own configuration"
+    if not description.kernel and description.boot_order[:1] in ("n", "p"):
+        yield f"a start from the network (-boot {description.boot_order}); nearest: -boot c (disk) or d (CD-ROM)"
+
+
+def boot_order(description: Description) -> tuple[int, ...]:
+    """Which disks firmware is to try first, as places in `fitted_disks`: by boot index, then by -boot's letters."""
+    disks, units = _split(description)
+    placed = list(enumerate([*disks, *units]))
+    indexed = [(disk.boot_index, place) for place, disk in placed if disk.boot_index is not None]
+    order = [place for _, place in sorted(indexed)]
+    kinds = {"c": "disk", "d": "cdrom"}
+    for letter in description.boot_order:
+        order += [place for place, disk in placed if disk.media == kinds.get(letter) and place not in order]
+    return tuple(order)
+
+
+def _split(description: Description) -> tuple[list[Disk], list[Disk]]:
+    """(those that are virtio disks here, those that are SCSI units)."""
+    scsi = [disk.media == "cdrom" or disk.bus == "scsi" for disk in description.disks]
+    parts: tuple[list[Disk], list[Disk]] = ([], [])
+    for disk, is_scsi in zip(description.disks, scsi, strict=True):
+        parts[is_scsi].append(disk)
+    return parts
 
 
 def _disk_lacks(disk: Disk) -> Iterator[str]:
@@ -50,8 +76,6 @@ def _disk_lacks(disk: Disk) -> Iterator[str]:
     if kind != "raw":
         convert = f"qemu-img convert -O raw {disk.path} disk.raw"
         yield f"{kind} images such as {disk.path}; nearest: a raw one ({convert})"
-    if disk.snapshot:
-        yield f"-snapshot of {disk.path}; nearest: a copy of it, or readonly=on"
 
 
 def image_format(path: str) -> str:
@@ -81,15 +105,25 @@ def fitted_disks(description: Description) -> tuple[tuple[machine.Disk, ...], tu
     """(virtio-blk disks, SCSI units). What was on IDE is a virtio disk here, a CD-ROM a SCSI one."""
     disks: list[machine.Disk] = []
     scsi: list[machine.ScsiDisk] = []
-    for disk in description.disks:
-        direct = disk.cache in ("none", "directsync")
-        if disk.media == "cdrom" or disk.bus == "scsi":
-            cdrom = disk.media == "cdrom"
-            scsi.append(
-                machine.ScsiDisk(path=disk.path, readonly=disk.readonly or cdrom, cdrom=cdrom, serial=disk.serial)
+    plain, units = _split(description)
+    for disk in plain:
+        direct = disk.cache in ("none", "directsync") and not disk.snapshot
+        disks.append(
+            machine.Disk(
+                path=disk.path, readonly=disk.readonly, direct=direct, serial=disk.serial, snapshot=disk.snapshot
             )
-        else:
-            disks.append(machine.Disk(path=disk.path, readonly=disk.readonly, direct=direct, serial=disk.serial))
+        )
+    for disk in units:
+        cdrom = disk.media == "cdrom"
+        scsi.append(
+            machine.ScsiDisk(
+                path=disk.path,
+                readonly=disk.readonly or cdrom,
+                cdrom=cdrom,
+                serial=disk.serial,
+                snapshot=disk.snapshot,
+            )
+        )
     return tuple(disks), tuple(scsi)
 
 
@@ -102,6 +136,11 @@ def unasked(description: Description) -> list[str]:
         if disk.bus == "ide":
             kind = "a SCSI CD-ROM (/dev/sr0)" if disk.media == "cdrom" else "a virtio disk (/dev/vda, ...)"
             found.append(f"there is no IDE: the guest has {disk.path} as {kind}")
+    if not description.kernel and set(description.boot_order) & set("np"):
+        found.append(f"there is no start from the network: of -boot {description.boot_order}, disks alone are tried")
     if description.display == "window":
-        found.append("there is no window: the guest's serial console is on this terminal")
+        where = "`kvmkit console` shows the guest's serial console"
+        if not description.daemonize and not description.serials:
+            where = "the guest's serial console is on this terminal"
+        found.append(f"there is no window: {where}")
     return found

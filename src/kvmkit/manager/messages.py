@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from kvmkit.machine.spec import ScsiDisk
+
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The first line of a connection. What a verb does not use it ignores."""
@@ -19,6 +21,12 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     size: tuple[int, int] = (24, 80)
     timeout: float | None = None
     every: float | None = None
+    changes: list[tuple[str, str]] = []
+    """For `set`: what, and its new value as the user wrote it."""
+    unit: ScsiDisk | None = None
+    """For `attach`."""
+    target: int = -1
+    """For `detach`."""
 
 
 class More(msgspec.Struct, kw_only=True, omit_defaults=True):

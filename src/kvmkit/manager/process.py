@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvmkit.guest.client import AgentClient
     from kvmkit.guest.command import Command
+    from kvmkit.manager.outlet import Outlet
     from kvmkit.manager.record import Ended
     from kvmkit.manager.vmm import Vmm
 
@@ -37,15 +38,18 @@ def main(argv: list[str]) -> int:
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
     try:
-        vmm, run = _start(name, began)
+        vmm, run, held = _start(name, began)
     except (KvmkitError, OSError, MemoryError) as error:
         _tell(
             ready, {"error": files.text(str(error)) or type(error).__name__, "status": getattr(error, "exit_status", 1)}
         )
         return 1
     _tell(ready, {"ok": True})
-    ended = run()
-    vmm.finish(ended)
+    try:
+        vmm.finish(run())
+    finally:
+        for taken in held:
+            taken.close()
     return 0
 
 
@@ -59,8 +63,9 @@ def _tell(ready: int, answer: dict[str, object]) -> None:
         pass  # whoever started this has gone
 
 
-def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its run), for main alone
-    from kvmkit.manager import files, home, rootdisk, spec
+def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its run, what to close after it), for main alone
+    from kvmkit.manager import events, files, home, outlet, rootdisk, spec
+    from kvmkit.manager.pidfile import PidFile
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
@@ -69,7 +74,10 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
         machine = wanted.machine(directory=own.path)
         if wanted.root_size or not own.load().temporary:
             machine = rootdisk.with_layer(machine, own.path, wanted.root_bytes())
+        held: list[PidFile | Outlet] = [PidFile(wanted.pidfile)]
         vmm = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+        if (led := outlet.attach(vmm, wanted.serial, lambda text: events.note(name, "serial port", text))) is not None:
+            held.append(led)
     except BaseException:
         own.close()  # the lock with it, before anybody is told
         raise
@@ -82,7 +90,7 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
         ended = vmm.serve()
         return job.judge(ended) if job is not None else ended
 
-    return vmm, run
+    return vmm, run, held
 
 
 def _warn(text: str) -> None:

@@ -264,10 +264,12 @@ class _Translation:
             self._vnc(argument.removeprefix("vnc="))
         elif kind == "none":
             self.display = "none"
-        elif kind in ("gtk", "sdl"):
-            self.display = "window"
+        elif kind == "vnc":
+            self._vnc(rest)
         else:
-            raise refuse(f"-display {kind}{',' if rest else ''}{rest}", "it has none, gtk, sdl and vnc=")
+            raise refuse(
+                f"-display {kind}{',' if rest else ''}{rest}", "there is no window; the serial console is by -nographic"
+            )
 
     def _boot(self, argument: str) -> None:
         pairs = Pairs("boot", argument, "order")

@@ -11,13 +11,16 @@ import msgspec
 from msgspec import Meta
 
 from kvmkit.errors import BadInput
-from kvmkit.machine.spec import Disk, ScsiDisk
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
     from kvmkit.guest.progress import Progress
     from kvmkit.machine import MachineSpec
 
+FIRMWARE = ("bios", "uefi")
+"""Firmware by a name of its own; anything else is a path."""
 BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
 
 
@@ -32,6 +35,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     ] = ""
     kernel: Annotated[str, Meta(description="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")] = ""
     initrd: Annotated[tuple[str, ...], Meta(description="initramfs files, with `kernel`")] = ()
+    firmware: Annotated[
+        str, Meta(description='start from a disk, by its boot loader: "bios" (SeaBIOS), or the path of a BIOS image')
+    ] = ""
+    boot_order: Annotated[
+        tuple[int, ...], Meta(description="disks that firmware tries first: places in `disks`, then in `scsi`")
+    ] = ()
     append: Annotated[str | None, Meta(description="more kernel parameters; with `kernel` alone, all of them")] = None
     accel: Annotated[Literal["auto", "kvm", "tcg"], Meta(description="the engine")] = "auto"
     cpu: Annotated[str, Meta(description="CPU model, as `kvmkit cpu list` names them")] = "max"
@@ -47,21 +56,37 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
+    rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
+    vsock: Annotated[
+        bool | int | None,
+        Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
+    ] = None
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
+    serial: Annotated[
+        str, Meta(description='where the console leads: "null", "pty", "file:PATH", "unix:PATH"; none: the terminal')
+    ] = ""
+    pidfile: Annotated[str, Meta(description="a file with the process number, while the VM runs")] = ""
     debug_exit: Annotated[bool, Meta(description="a write to port 0xf4 ends the VM")] = False
     reboot: Annotated[bool, Meta(description="a guest that resets starts again; without it, that ends the VM")] = True
     timeout: Annotated[float | None, Meta(description="end the VM after so many seconds")] = None
 
     @property
     def alone(self) -> bool:
-        """A kernel of the user's own, of which nothing is known."""
-        return bool(self.kernel) and not self.image and not self.command
+        """A kernel of the user's own, or one on a disk, of which nothing is known."""
+        return bool(self.kernel or self.firmware) and not self.image and not self.command
 
     @property
     def with_agent(self) -> bool:
         """Whether kvmkit's agent is to be in the guest."""
         return not self.alone and not self.console
+
+    @property
+    def vsock_device(self) -> Vsock | None:
+        """The device; its socket gets its place when the VM has one."""
+        if self.vsock is None:
+            return Vsock(optional=True) if self.with_agent else None
+        return Vsock(cid=self.vsock if self.vsock is not True else 0) if self.vsock is not False else None
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
@@ -74,13 +99,24 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             names.check(self.name)
         if self.console and self.command:
             raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
+        if self.serial:
+            from kvmkit.manager import outlet
+
+            outlet.check(self.serial)
+            if self.with_agent:
+                raise BadInput("`serial` says where the console leads: it goes with --console, --kernel or --firmware")
         parse_size(str(self.memory))
         self.root_bytes()
         cpuid.parse(self.cpu)
         if self.hugepages:
             backing.check_choice(self.hugepages)
+        self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
+        if self.firmware:
+            self._check_firmware()
+        if (vsock := self.vsock_device) is not None:
+            vsock.check()
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
@@ -91,18 +127,41 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         if self.root_size == "":
             return 0
         from kvmkit.guest import layer
-        from kvmkit.machine.spec import parse_bytes
+        from kvmkit.machine.spec import parse_size
 
-        size = parse_bytes(str(self.root_size), "--root-size")
+        size = parse_size(str(self.root_size), "--root-size", least=1)
         layer.check_size(size)
         return size
 
+    def _check_firmware(self) -> None:
+        given = {
+            "--kernel": self.kernel,
+            "IMAGE": self.image,
+            "COMMAND": self.command,
+            "--initrd": self.initrd,
+            "--append": self.append,
+        }
+        for option, value in given.items():
+            if value:
+                raise BadInput(f"--firmware starts what is on a disk: leave {option} away")
+        if not (self.disks or self.scsi):
+            raise BadInput("--firmware starts what is on a disk: name one with --disk")
+        if os.sep in self.firmware or self.firmware not in FIRMWARE:
+            from kvmkit.boot import firmware
+
+            firmware.read(self.firmware)
+
     def absolute(self, base: Path | None = None) -> VmSpec:
         """The same with whole paths, which were relative to `base` (default: the current directory)."""
+        from kvmkit.manager import outlet
+
         base = base or Path.cwd()
         return msgspec.structs.replace(
             self,
             kernel=os.path.join(base, self.kernel) if self.kernel else "",
+            serial=outlet.absolute(self.serial, str(base)),
+            pidfile=os.path.join(base, self.pidfile) if self.pidfile else "",
+            firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
@@ -130,7 +189,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
         kernel, initrd, append, disks = self.kernel, self.initrd, self.append or "", self.disks
         if self.alone:
-            if self.append is None and not is_multiboot(kernel):
+            if kernel and self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
         else:
             parameters = ["console=ttyS0", "panic=-1"]
@@ -141,12 +200,15 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 initrd = initrd or tuple(str(path) for path in image.initramfs)
                 disks += rootdisk.base(image)
                 parameters.append(image.append)
+            parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
             kernel=kernel,
             initrd=initrd,
             append=append,
+            firmware=self.firmware,
+            boot_order=self.boot_order,
             accel=self.accel,
             cpu=self.cpu,
             cpus=self.cpus,
@@ -159,6 +221,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             disks=disks,
             scsi=self.scsi,
             rng=self.rng,
+            rng_limits=self.rng_limits,
+            vsock=self.vsock_device,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from kvmkit.errors import BadInput
-from kvmkit.manager.description import MIB, Description, Disk, Memory, Serial
-from kvmkit.manager.fit import fitted_disks
+from kvmkit.manager.description import MIB, Description, Disk, Firmware, Memory, Serial
+from kvmkit.manager.fit import boot_order, fitted_disks
 from kvmkit.manager.spec import VmSpec
 
 
@@ -15,6 +17,8 @@ def to_spec(description: Description) -> VmSpec:
     disks, scsi = fitted_disks(description)
     transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
     size = description.memory.size
+    firmware = "" if description.kernel else description.firmware.bios or "bios"
+    order = boot_order(description)
     return VmSpec(
         name=description.name,
         accel=description.accel,
@@ -26,15 +30,27 @@ def to_spec(description: Description) -> VmSpec:
         cpu=description.cpu or "max",
         kernel=description.kernel,
         initrd=description.initrd,
-        append=description.append,
+        append=description.append if description.kernel else None,
+        firmware=firmware,
+        boot_order=order if firmware else (),
         transport=transport,
         disks=disks,
         scsi=scsi,
         rng=description.rng,
         console=True,
+        serial=_serial(description),
+        pidfile=description.pidfile,
         debug_exit=description.debug_exit,
         reboot=description.reboot,
     )
+
+
+def _serial(description: Description) -> str:
+    """Where the console leads. A window's own is on the terminal here."""
+    if not description.serials:
+        return "" if description.display == "window" and not description.daemonize else "null"
+    serial = description.serials[0]
+    return {"stdio": "", "null": "null", "pty": "pty"}.get(serial.kind, f"{serial.kind}:{serial.path}")
 
 
 def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
@@ -42,7 +58,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     from kvmkit.machine import parse_size
 
     left = []
-    if not spec.kernel:
+    if not spec.kernel and not spec.firmware:
         left.append(f"the image {spec.image or 'debian'}: only kvmkit has it; name a kernel, or a disk to start from")
     if spec.hugepages in ("2M", "1G", "transparent"):
         left.append(f"hugepages {spec.hugepages}: the size is the host's to choose there")
@@ -58,13 +74,26 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
             readonly=disk.readonly,
             cache="none" if disk.direct else "",
             serial=disk.serial,
+            snapshot=disk.snapshot,
         )
         for disk in spec.disks
     ]
     for unit in spec.scsi:
         media: Literal["disk", "cdrom"] = "cdrom" if unit.cdrom else "disk"
         readonly = unit.readonly or unit.cdrom
-        disks.append(Disk(path=unit.path, format="raw", bus="scsi", media=media, readonly=readonly, serial=unit.serial))
+        disks.append(
+            Disk(
+                path=unit.path,
+                format="raw",
+                bus="scsi",
+                media=media,
+                readonly=readonly,
+                serial=unit.serial,
+                snapshot=unit.snapshot,
+            )
+        )
+    for index, place in enumerate(spec.boot_order):
+        disks[place] = msgspec.structs.replace(disks[place], boot_index=index)
     if spec.nested is not None:
         left.append("nested: written as svm; on an Intel host it is vmx")
     description = Description(
@@ -82,9 +111,11 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         kernel=spec.kernel,
         initrd=spec.initrd,
         append=spec.append or "",
+        firmware=Firmware(bios=spec.firmware if spec.firmware != "bios" else ""),
         disks=tuple(disks),
         defaults=False,
-        serials=(Serial(kind="stdio"),),
+        serials=_serials(spec),
+        pidfile=spec.pidfile,
         display="none",
         rng=spec.rng,
         debug_exit=spec.debug_exit,
@@ -93,10 +124,20 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     return description, left
 
 
+def _serials(spec: VmSpec) -> tuple[Serial, ...]:
+    kind, _, path = spec.serial.partition(":")
+    found: dict[str, Serial] = {
+        "": Serial(kind="stdio"),
+        "null": Serial(kind="null"),
+        "pty": Serial(kind="pty"),
+        "file": Serial(kind="file", path=path),
+        "unix": Serial(kind="unix", path=path),
+    }
+    return (found[kind],)
+
+
 def write_spec(spec: VmSpec) -> str:
     """The spec as TOML that `kvmkit run FILE.toml` reads: only what differs from the defaults."""
-    import msgspec
-
     from kvmkit.manager.toml import table
 
     values = msgspec.to_builtins(spec)

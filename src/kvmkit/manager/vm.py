@@ -20,6 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from msgspec import to_builtins
+
+from kvmkit.machine.spec import ScsiDisk
 from kvmkit.manager import control, create, execute, files, home, listing, logs, spawn
 from kvmkit.manager.listing import Row
 from kvmkit.manager.record import Ended
@@ -135,6 +138,23 @@ class VM:
 
     def resume(self) -> None:
         control.ask(self._home, "resume")
+
+    def set(self, **changes: str) -> tuple[str, ...]:
+        """Change it while it runs, as `kvmkit set` does: disk="0,iops=500" or disk="0,size=2G", rng="bps=64K",
+        scsi="1,disc=other.iso". What each is now, in words. Gone when it is started again."""
+        answer = control.ask(self._home, "set", changes=list(changes.items()))
+        return tuple(str(line) for line in answer["now"])
+
+    def attach_scsi(
+        self, path: str | os.PathLike[str], *, readonly: bool = False, cdrom: bool = False, serial: str = ""
+    ) -> int:
+        """Add a SCSI disk or CD-ROM while it runs; its target. It needs an adapter: a `scsi` device at its start."""
+        unit = ScsiDisk(path=os.path.abspath(path), readonly=readonly, cdrom=cdrom, serial=serial)
+        return int(control.ask(self._home, "attach", unit=to_builtins(unit))["target"])
+
+    def detach_scsi(self, target: int) -> None:
+        """Take a SCSI device away while it runs, as pulling its cable does."""
+        control.ask(self._home, "detach", target=target)
 
     def stats(self) -> dict[str, Any]:
         """What its process says of itself: CPU seconds, memory, exits by reason."""

@@ -18,7 +18,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, files, outcome, record, tasks, wire
+from kvmkit.manager import events, files, outcome, record, tasks, vsock, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
@@ -72,6 +72,7 @@ class Vmm:
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
+            spec = vsock.placed(spec, home)
             self.machine = Machine(spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns)
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
         except BaseException as error:
@@ -80,6 +81,8 @@ class Vmm:
         self.client = AgentClient(self.machine.agent_fd, wake=self.machine.ended_fd)
         self.client.companion = self.server
         self.server.after_each_turn(self._look)
+        own = spec.vsock
+        self._agent_socket = vsock.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
 
     def _disk_full(self, why: str) -> None:
         events.note(self.home.current_name(), "log lost", f"can't write the console's log: {why}")
@@ -142,6 +145,8 @@ class Vmm:
         ended.at = ended.at or time.time()
         if self.noted.state not in ("stopping", "ended"):
             self.noted.state = "stopping"
+        if self._agent_socket is not None:
+            self._agent_socket.close()
         self.machine.close()
         self.noted.ended = ended
         self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
@@ -235,8 +240,25 @@ class Vmm:
 
     def resume(self) -> None:
         self.machine.resume()
+        self.client.set_time()
         if self.noted.state == "paused":
             self._note("running", "resumed")
+
+    def change(self, request: Request) -> dict[str, Any]:
+        """Change the machine while it runs; what there is to say of it."""
+        from kvmkit.machine import changes
+
+        if request.verb == "attach":
+            if request.unit is None:
+                raise BadInput("attach: no device is given")
+            return {"target": changes.attach_scsi(self.machine, request.unit)}
+        if request.verb == "detach":
+            changes.detach_scsi(self.machine, request.target)
+            return {}
+        unknown = [what for what, _ in request.changes if what not in changes.SETTABLE]
+        if unknown:
+            raise BadInput(f"this VM's process can't set {unknown[0][:40]!r}: it is of another version of kvmkit")
+        return {"now": [changes.SETTABLE[what](self.machine, text) for what, text in request.changes]}
 
     def numbers(self) -> dict[str, Any]:
         """What `kvmkit stats` and `kvmkit inspect` show of it."""
@@ -292,6 +314,9 @@ class Vmm:
                 self.pause()
             case "resume":
                 self.resume()
+            case "set" | "attach" | "detach":
+                peer.say({"ok": True, **self.change(request)})
+                return None
             case _:
                 raise BadInput(f"this VM's process knows no {request.verb[:40]!r}: it is of another version of kvmkit")
         peer.say({"ok": True})

@@ -68,6 +68,7 @@ class SplitRing(Ring):
         if len(entries) > len(self._free):
             raise ValueError("the ring is full")
         numbers = [self._free.pop() for _ in entries]
+        self.free = len(self._free)
         for i, (number, (address, length, flags)) in enumerate(zip(numbers, entries, strict=True)):
             following = numbers[i + 1] if i + 1 < len(numbers) else 0
             more = NEXT if i + 1 < len(numbers) else 0
@@ -98,6 +99,7 @@ class SplitRing(Ring):
             if number not in self._requests:
                 raise BadRing(f"chain {number} came back, which is not with the device")
             self._free += self._requests.pop(number)
+            self.free = len(self._free)
             found.append((number, written))
             self._seen += 1
         return found

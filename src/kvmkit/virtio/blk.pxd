@@ -1,32 +1,15 @@
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from posix.uio cimport iovec
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from kvmkit.block.uring cimport Uring
+from kvmkit.block.work cimport Engine, Io
 from kvmkit.virtio.device cimport VirtioDevice
 from kvmkit.virtio.lane cimport Lane
 from kvmkit.virtio.ring cimport Chain, VirtQueue
-
-cdef extern from "<fcntl.h>" nogil:
-    int fallocate(int, int, long, long)
-
-cdef extern from "<sys/uio.h>" nogil:
-    ssize_t preadv2(int, const iovec *, int, long, int)
-    ssize_t pwritev2(int, const iovec *, int, long, int)
-    int RWF_DSYNC
-
-cdef extern from "<linux/falloc.h>" nogil:
-    int FALLOC_FL_KEEP_SIZE
-    int FALLOC_FL_PUNCH_HOLE
-    int FALLOC_FL_ZERO_RANGE
-
-cdef extern from "<unistd.h>" nogil:
-    int fdatasync(int)
 
 cdef enum:
     QUEUE = 256
     SLOTS = 128  # requests in flight for one queue: what a guest makes us keep is small
     MOST_SEGMENTS = 16  # of one discard or write zeroes
-    MOST_ZERO_SECTORS = 32768  # 16 MiB: the lane does nothing else meanwhile
+    MOST_ZERO_SECTORS = 32768  # 16 MiB, which may have to be written out
     MOST_DISCARD_SECTORS = 1 << 22
 
 cdef enum:  # request types and statuses, virtio 1.2, 5.2.6
@@ -51,42 +34,32 @@ cdef struct Segment:
     uint32_t flags
 
 cdef struct Request:
+    Io io
     Chain *chain
-    iovec *iov  # the data alone
-    uint16_t first  # what of `iov` is not done
-    uint16_t count
     uint32_t type
-    int fd
-    uint64_t offset
-    uint64_t left
+    uint32_t segment, segments  # of a discard: the next, and how many
     int next  # free request
 
 cdef struct BlkLane:
-    Uring ring
+    Engine *engine
     Request *requests
     int free  # -1: none
-    int in_flight
     bint limited
     VirtQueue *q
 
 cdef class Blk(VirtioDevice):
     cdef readonly object disk
     cdef list contexts  # addresses of BlkLane
-    cdef int fd, direct_fd
+    cdef list workers
     cdef bint readonly
     cdef bint writeback
     cdef readonly uint64_t size
     cdef uint8_t serial[20]
 
     cdef bint begin(self, BlkLane *c, Request *r) noexcept nogil
+    cdef void go_on(self, BlkLane *c, Request *r) noexcept nogil
     cdef void finish(self, BlkLane *c, Request *r, uint8_t status) noexcept nogil
-    cdef void submit(self, BlkLane *c, Request *r) noexcept nogil
-    cdef void complete(self, BlkLane *c, Request *r, int32_t result) noexcept nogil
     cdef bint reap(self, BlkLane *c) noexcept nogil
-    cdef bint aligned(self, Request *r) noexcept nogil
-    cdef int flags(self, Request *r) noexcept nogil
-    cdef uint8_t change(self, Request *r) noexcept nogil
-    cdef uint8_t change_one(self, uint32_t type, Segment *s) noexcept nogil
-
-cdef bint gather(Request *r, uint16_t first, uint16_t end, uint64_t skip) noexcept nogil
-cdef void advance(Request *r, uint64_t done) noexcept nogil
+    cdef uint8_t check_segments(self, Request *r) noexcept nogil
+    cdef uint8_t read_segment(self, Request *r, uint32_t number, Segment *s) noexcept nogil
+    cdef void next_segment(self, BlkLane *c, Request *r) noexcept nogil

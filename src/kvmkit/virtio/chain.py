@@ -164,6 +164,36 @@ def chain_write(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def chain_gather(
+    chain: cython.pointer(cython.const[Chain]),
+    first: uint16_t,
+    end: uint16_t,
+    skip: uint64_t,
+    length: uint64_t,
+    into: cython.pointer(iovec),
+) -> uint16_t:
+    """Set `into` to `length` bytes of the segments [first, end), without the first `skip`; how many parts they are."""
+    count: uint16_t = 0
+    i: uint16_t
+    for i in range(first, end):
+        size: uint64_t = chain.iov[i].iov_len
+        if skip >= size:
+            skip -= size
+            continue
+        part: uint64_t = min(size - skip, length)
+        if part == 0:
+            break
+        into[count].iov_base = cython.cast(cython.pointer(uint8_t), chain.iov[i].iov_base) + skip
+        into[count].iov_len = part
+        count += 1
+        length -= part
+        skip = 0
+    return count
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def _copy(
     chain: cython.pointer(cython.const[Chain]),
     first: uint16_t,

@@ -37,16 +37,18 @@ def build(
     keyboard: bool = False,
     i8042: bool = True,
     pci: PciHost | None = None,
+    start: int = ACPI_TABLES,
+    end: int = ACPI_TABLES_END,
 ) -> AcpiTables:
     """The tables of a machine with `cpus` vCPUs and the given (first port, interrupt) of each 16550.
 
     `keyboard` describes a PS/2 keyboard; `i8042` says that its controller is there, if only for its reset line; `pci`
-    describes a PCI Express host bridge. Everything lies in ACPI_TABLES..ACPI_TABLES_END. Raises BadInput for what
-    can't be described.
+    describes a PCI Express host bridge. Everything lies in `start`..`end`, which are multiples of 64, the root pointer
+    first. Raises BadInput for what can't be described.
     """
     _check(cpus, serial, virtio_mmio)
     blobs: list[tuple[int, bytes]] = []
-    at = ACPI_TABLES + 64  # the root pointer comes first: guests without a boot protocol look for it here
+    at = start + 64  # the root pointer comes first: guests without a boot protocol look for it here
 
     def place(data: bytes) -> int:
         nonlocal at
@@ -61,10 +63,10 @@ def build(
     listed = [place(tables.fadt(dsdt_at, facs_at, i8042=i8042)), place(tables.madt(cpus))]
     if pci is not None:
         listed.append(place(pci.mcfg()))
-    blobs.append((ACPI_TABLES, tables.rsdp(place(tables.xsdt(listed)))))
-    if at > ACPI_TABLES_END:
+    blobs.append((start, tables.rsdp(place(tables.xsdt(listed)))))
+    if at > end:
         raise BadInput(f"{cpus} vCPUs and {len(virtio_mmio)} devices are more than the ACPI tables have room for")
-    return AcpiTables(rsdp=ACPI_TABLES, blobs=sorted(blobs))
+    return AcpiTables(rsdp=start, blobs=sorted(blobs))
 
 
 def _check(cpus: int, serial: Sequence[tuple[int, int]], virtio_mmio: Sequence[MmioDevice]) -> None:

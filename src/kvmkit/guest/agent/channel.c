@@ -1,88 +1,117 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "agent.h"
 
-static int fd = -1;
+enum { SLOW_DATA = 4096, FAST_DATA = 32768 };
 
-static u8 in[HEADER + 65535];
-static u32 in_length;
+static u8 slow_in[HEADER + PAYLOAD_MAX], slow_out[4 * (HEADER + SLOW_DATA)];
+static u8 fast_in[2 * (HEADER + PAYLOAD_MAX)], fast_out[4 * (HEADER + FAST_DATA)];
 
-/* Frames are gathered here and written at once, before each wait. */
-static u8 out[4 * (HEADER + DATA_MAX)];
-static u32 out_length;
+/* Frames are gathered in `out` and written at once, before each wait. */
+struct channel serial = {
+    .fd = -1, .data_max = SLOW_DATA, .stdin_window = 8192, .output_window = 65536,
+    .in = slow_in, .in_size = sizeof slow_in, .out = slow_out, .out_size = sizeof slow_out,
+};
+struct channel vsock = {
+    .fd = -1, .data_max = FAST_DATA, .stdin_window = 262144, .output_window = 262144,
+    .in = fast_in, .in_size = sizeof fast_in, .out = fast_out, .out_size = sizeof fast_out,
+};
 
-int channel_fd(void) { return fd; }
-
-int channel_open(const char *path)
+int channel_open_serial(const char *path)
 {
-    fd = sys_open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (fd < 0)
-        return fd;
+    struct channel *c = &serial;
+    c->fd = sys_open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (c->fd < 0)
+        return c->fd;
     struct termios raw;
-    if (sys_ioctl(fd, TCGETS, &raw) == 0) {
+    if (sys_ioctl(c->fd, TCGETS, &raw) == 0) {
         raw.c_iflag = 0;
         raw.c_oflag = 0;
         raw.c_lflag = 0;
         raw.c_cflag = B115200 | CS8 | CREAD | CLOCAL;
         raw.c_cc[VMIN] = 1;
         raw.c_cc[VTIME] = 0;
-        sys_ioctl(fd, TCSETS, &raw);
+        sys_ioctl(c->fd, TCSETS, &raw);
     }
-    return fd;
+    return c->fd;
 }
 
-void channel_flush(void)
+int channel_open_vsock(void)
+{
+    /* struct sockaddr_vm of <linux/vm_sockets.h>, which includes a C library's headers. */
+    struct {
+        u16 family, zero;
+        u32 port, cid;
+        u32 rest;
+    } address = {.family = 40 /* AF_VSOCK */, .port = GUEST_PORT, .cid = ~0u};
+    int fd = sys_socket(address.family, 1 /* SOCK_STREAM */ | O_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    int error = sys_bind(fd, &address, sizeof address);
+    address.port = HOST_PORT;
+    address.cid = 2;
+    if (error >= 0)
+        error = sys_connect(fd, &address, sizeof address);
+    if (error < 0) {
+        sys_close(fd);
+        return error;
+    }
+    vsock.in_length = vsock.out_length = 0;
+    return vsock.fd = fd;
+}
+
+void channel_flush(struct channel *c)
 {
     u32 done = 0;
-    while (done < out_length) {
-        long n = sys_write(fd, out + done, out_length - done);
+    while (done < c->out_length && c->fd >= 0) {
+        long n = sys_write(c->fd, c->out + done, c->out_length - done);
         if (n == -EINTR)
             continue;
         if (n <= 0)
             break; /* the host is gone; commands stall on their windows until it is back */
         done += n;
     }
-    out_length = 0;
+    c->out_length = 0;
 }
 
-u8 *channel_space(void)
+u8 *channel_space(struct channel *c)
 {
-    if (out_length + HEADER + DATA_MAX > sizeof out)
-        channel_flush();
-    return out + out_length + HEADER;
+    if (c->out_length + HEADER + c->data_max > c->out_size)
+        channel_flush(c);
+    return c->out + c->out_length + HEADER;
 }
 
-void channel_send(u8 type, u8 id, u32 n)
+void channel_send(struct channel *c, u8 type, u8 id, u32 n)
 {
-    u8 *header = out + out_length;
+    u8 *header = c->out + c->out_length;
     header[0] = type;
     header[1] = id;
     header[2] = n;
     header[3] = n >> 8;
-    out_length += HEADER + n;
+    c->out_length += HEADER + n;
 }
 
 /* Returns 0 at the channel's end. The host is trusted; bytes that can't start a frame are line noise. */
-int channel_receive(void (*handle)(u8 type, u8 id, const u8 *data, u32 n))
+int channel_receive(struct channel *c, void (*handle)(struct channel *c, u8 type, u8 id, const u8 *data, u32 n))
 {
-    long n = sys_read(fd, in + in_length, sizeof in - in_length);
+    u8 *in = c->in;
+    long n = sys_read(c->fd, in + c->in_length, c->in_size - c->in_length);
     if (n == -EINTR || n == -EAGAIN)
         return 1;
     if (n <= 0)
         return 0;
-    in_length += n;
-    u32 at = 0;
-    while (in_length - at >= HEADER) {
-        if (in[at] < HELLO || in[at] > ERROR) {
+    u32 length = c->in_length + n, at = 0;
+    while (length - at >= HEADER) {
+        if (in[at] < HELLO || in[at] >= TYPES_END) {
             at++;
             continue;
         }
         u32 size = in[at + 2] | in[at + 3] << 8;
-        if (in_length - at < HEADER + size)
+        if (length - at < HEADER + size)
             break;
-        handle(in[at], in[at + 1], in + at + HEADER, size);
+        handle(c, in[at], in[at + 1], in + at + HEADER, size);
         at += HEADER + size;
     }
-    in_length -= at;
-    memmove(in, in + at, in_length);
+    c->in_length = length - at;
+    memmove(in, in + at, c->in_length);
     return 1;
 }

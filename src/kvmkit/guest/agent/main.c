@@ -1,22 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "agent.h"
 
-static void hello(void)
+static int loader; /* the process that loads vsock's driver; 0: none */
+
+static void hello(struct channel *c)
 {
-    u8 *data = channel_space();
+    u8 *data = channel_space(c);
     memcpy(data, "kvmkit", 6);
     data[6] = VERSION;
-    channel_send(HELLO, 0, 7);
+    channel_send(c, HELLO, 0, 7);
 }
 
-static void handle(u8 type, u8 id, const u8 *data, u32 n)
+static void handle(struct channel *c, u8 type, u8 id, const u8 *data, u32 n)
 {
     if (type == HELLO)
-        hello();
+        hello(c);
+    else if (type == TIME)
+        set_time(data, n);
+    else if (type == ENTROPY)
+        add_entropy(data, n);
     else if (type == POWEROFF)
         finish(n && data[0] ? LINUX_REBOOT_CMD_RESTART : LINUX_REBOOT_CMD_POWER_OFF);
     else if (id)
-        command_frame(type, id, data, n);
+        command_frame(c, type, id, data, n);
 }
 
 #define BIT(signal) (1ull << ((signal) - 1))
@@ -34,13 +40,19 @@ static void take_signals(int fd, int first_process)
             finish(LINUX_REBOOT_CMD_RESTART);
     }
     int pid, status;
-    while ((pid = sys_wait(-1, &status, WNOHANG)) > 0)
+    while ((pid = sys_wait(-1, &status, WNOHANG)) > 0) {
+        if (pid == loader) {
+            loader = 0;
+            if (channel_open_vsock() >= 0)
+                hello(&vsock);
+        }
         command_reaped(pid, status);
+    }
 }
 
 __attribute__((noreturn, used)) void agent_main(long *stack)
 {
-    static struct pollfd fds[2 + 3 * COMMANDS];
+    static struct pollfd fds[3 + 3 * COMMANDS];
     char **argv = (char **)(stack + 1);
     int first_process = sys_getpid() == 1;
     u64 mask = BIT(SIGCHLD) | BIT(SIGPIPE);
@@ -55,9 +67,10 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
 
     if (first_process && starts_with(path, "/dev/console")) {
         start_late();
+        load_drivers(0);
         start_console();
     }
-    if (channel_open(path) < 0) {
+    if (channel_open_serial(path) < 0) {
         static const char message[] = "kvmkit agent: can't open its channel: ";
         sys_write(2, message, sizeof message - 1);
         sys_write(2, path, strlen(path));
@@ -66,22 +79,31 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
             finish(LINUX_REBOOT_CMD_POWER_OFF);
         sys_exit(1);
     }
-    hello();
-    channel_flush();
-    if (first_process)
+    hello(&serial);
+    channel_flush(&serial);
+    if (first_process) {
         start_late();
+        loader = load_drivers(wants_vsock);
+    }
 
     for (;;) {
-        fds[0] = (struct pollfd){.fd = channel_fd(), .events = POLLIN};
+        fds[0] = (struct pollfd){.fd = serial.fd, .events = POLLIN};
         fds[1] = (struct pollfd){.fd = signals, .events = POLLIN};
-        u32 n = 2 + commands_poll(fds + 2);
-        channel_flush();
+        fds[2] = (struct pollfd){.fd = vsock.fd, .events = POLLIN}; /* one that is -1 is passed over */
+        u32 n = 3 + commands_poll(fds + 3);
+        channel_flush(&serial);
+        channel_flush(&vsock);
         if (sys_poll(fds, n, -1) <= 0)
             continue;
         if (fds[1].revents)
             take_signals(signals, first_process);
-        commands_ready(fds + 2);
-        if (fds[0].revents && !channel_receive(handle)) {
+        commands_ready(fds + 3);
+        if (fds[2].revents && !channel_receive(&vsock, handle)) {
+            sys_close(vsock.fd);
+            vsock.fd = -1;
+            commands_cut_off(&vsock);
+        }
+        if (fds[0].revents && !channel_receive(&serial, handle)) {
             if (!first_process)
                 sys_exit(0);
             finish(LINUX_REBOOT_CMD_POWER_OFF); /* a hung-up line never comes back */

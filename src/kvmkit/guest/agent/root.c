@@ -2,13 +2,11 @@
  *
  * The root disk. A disk with the serial number kvmkit-base holds the file system that is only read, one with
  * kvmkit-layer, where there is one, what was changed; else changes are kept in memory. The initramfs holds
- * the few drivers this needs, and the table /drivers that says which: lines of a modalias pattern and the
- * files to load for it, in order. A pattern of "-" is loaded whatever there is. */
+ * the few drivers this needs, and a table of them (drivers.c). */
 #include "agent.h"
 
-static const char early_table[] = "/drivers", late_table[] = "/usr/lib/kvmkit/drivers";
+static const char early_table[] = "/drivers";
 
-static char table[65536];
 static int layer = -1;      /* the layer's directory, kept open to put its disk in order at the end */
 
 int root_wanted(void)
@@ -49,65 +47,6 @@ static long read_file(const char *path, char *to, u32 room)
     return all;
 }
 
-/* A modalias's pattern, in which * stands for anything. It ends at a space, the text at a line's end. */
-static int matches(const char *pattern, const char *text)
-{
-    const char *star = NULL, *again = text;
-    for (;;) {
-        if (*pattern == '*') {
-            star = ++pattern;
-            again = text;
-        } else if (*pattern == ' ' && *text <= ' ') {
-            return 1;
-        } else if (*pattern != ' ' && *pattern == *text) {
-            pattern++;
-            text++;
-        } else if (star && *again > ' ') {
-            pattern = star;
-            text = ++again;
-        } else {
-            return 0;
-        }
-    }
-}
-
-static void load(char *files)
-{
-    while (*files && *files != '\n') {
-        while (*files == ' ')
-            files++;
-        char *end = files;
-        while (*end > ' ')
-            end++;
-        char after = *end;
-        *end = 0;
-        int fd = sys_open(files, O_RDONLY | O_CLOEXEC);
-        if (fd >= 0) {
-            sys_insert_module(fd, "");
-            sys_close(fd);
-        }
-        *end = after;
-        files = end;
-    }
-}
-
-static void load_for(const char *alias)
-{
-    for (char *line = table; *line;) {
-        char *end = line;
-        while (*end && *end != '\n')
-            end++;
-        if (*line != '#' && matches(line, alias)) {
-            char *files = line;
-            while (files < end && *files != ' ')
-                files++;
-            *line = '#'; /* once is enough */
-            load(files);
-        }
-        line = *end ? end + 1 : end;
-    }
-}
-
 /* Call `each` for every entry of a directory, with prefix + name + suffix. */
 static void for_entries(const char *prefix, const char *suffix, void (*each)(const char *path))
 {
@@ -134,25 +73,6 @@ static void for_entries(const char *prefix, const char *suffix, void (*each)(con
         }
     if (fd >= 0)
         sys_close(fd);
-}
-
-static void load_for_device(const char *path)
-{
-    char alias[512];
-    if (read_file(path, alias, sizeof alias) > 0)
-        load_for(alias);
-}
-
-/* Each bus in turn: the driver of one makes the devices of the next. */
-static void load_for_buses(const char *table_path)
-{
-    if (read_file(table_path, table, sizeof table) <= 0)
-        return;
-    load_for("-");
-    for_entries("/sys/bus/platform/devices/", "/modalias", load_for_device);
-    for_entries("/sys/bus/pci/devices/", "/modalias", load_for_device);
-    for_entries("/sys/bus/virtio/devices/", "/modalias", load_for_device);
-    for_entries("/sys/bus/scsi/devices/", "/modalias", load_for_device);
 }
 
 static char base_disk[32], layer_disk[32];
@@ -207,7 +127,7 @@ void root_start(void)
 {
     static const char *const moved[] = {"/dev", "/proc", "/sys"};
     static char target[16] = "/new";
-    load_for_buses(early_table);
+    load_drivers_of_root(early_table);
     for_entries("/sys/block/", "/serial", look_at_disk);
     if (!base_disk[0])
         give_up("no disk has the serial number kvmkit-base", -19 /* ENODEV */);
@@ -237,8 +157,6 @@ void root_start(void)
     must(sys_chroot("."), "moving to it");
     sys_chdir("/");
 }
-
-void root_drivers(void) { load_for_buses(late_table); }
 
 void root_finish(void)
 {

@@ -5,6 +5,7 @@
 #include "agent.h"
 
 static char channel_path[64] = "/dev/ttyS1";
+int wants_vsock;
 
 static void read_command_line(void)
 {
@@ -14,6 +15,8 @@ static void read_command_line(void)
     long n = sys_read(fd, line, sizeof line - 1);
     sys_close(fd);
     for (char *word = line; n > 0 && *word; word++) {
+        if ((word == line || word[-1] == ' ') && starts_with(word, "kvmkit.vsock"))
+            wants_vsock = 1;
         if ((word != line && word[-1] != ' ') || !starts_with(word, key))
             continue;
         u32 at = 5; /* after "/dev/" */
@@ -65,29 +68,6 @@ static void set_hostname(void)
         sys_sethostname(name, n);
 }
 
-/* Before any command runs: what looks for its disk must find it. Only where there is something to find, as on a
- * software CPU a shell is felt. */
-static void load_drivers(void)
-{
-    static const char *const signs[] = {"/sys/bus/platform/devices/LNRO0005:00", "/sys/bus/pci/devices/0000:00:00.0"};
-    static char *argv[] = {"sh", "/usr/lib/kvmkit/load-drivers", NULL};
-    static char *env[] = {"PATH=/usr/bin", NULL};
-    int fd = -1;
-    for (u32 i = 0; fd < 0 && i < sizeof signs / sizeof *signs; i++)
-        fd = sys_open(signs[i], O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    sys_close(fd);
-    int shell = sys_vfork();
-    if (shell == 0) {
-        sys_execve("/bin/sh", argv, env);
-        sys_exit(127);
-    }
-    int status;
-    while (shell > 0 && sys_wait(-1, &status, 0) != shell)
-        ;
-}
-
 void start_late(void)
 {
     const u64 safe = MS_NOSUID | MS_NODEV;
@@ -108,10 +88,6 @@ void start_late(void)
     sys_symlink("/proc/self/fd/2", "/dev/stderr");
     set_hostname();
     loopback_up();
-    if (with_root)
-        root_drivers();
-    else
-        load_drivers();
 }
 
 void finish(u32 reboot_command)

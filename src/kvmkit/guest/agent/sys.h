@@ -7,6 +7,7 @@
 #define SYS_H
 
 #include <asm/ioctls.h>
+#include <asm/stat.h>
 #include <asm/termbits.h>
 #include <asm/termios.h>
 #include <asm/unistd.h>
@@ -27,6 +28,7 @@ typedef __u8 u8;
 typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
+typedef __s64 s64;
 
 #define INLINE static inline __attribute__((always_inline))
 #define NULL ((void *)0)
@@ -65,7 +67,6 @@ INLINE int sys_mount_from(const char *from, const char *type, const char *where,
     return SYS(mount, from, where, type, flags, options);
 }
 INLINE int sys_chroot(const char *path) { return SYS(chroot, path, 0, 0, 0, 0); }
-INLINE int sys_insert_module(int fd, const char *options) { return SYS(finit_module, fd, options, 0, 0, 0); }
 INLINE long sys_entries(int fd, void *to, u64 n) { return SYS(getdents64, fd, to, n, 0, 0); }
 INLINE int sys_getpid(void) { return SYS(getpid, 0, 0, 0, 0, 0); }
 INLINE int sys_setsid(void) { return SYS(setsid, 0, 0, 0, 0, 0); }
@@ -76,6 +77,30 @@ INLINE int sys_setmask(const u64 *mask) { return SYS(rt_sigprocmask, SIG_SETMASK
 INLINE int sys_signalfd(const u64 *mask) { return SYS(signalfd4, -1, mask, 8, SFD_CLOEXEC | SFD_NONBLOCK, 0); }
 INLINE int sys_sethostname(const char *name, u64 n) { return SYS(sethostname, name, n, 0, 0, 0); }
 INLINE int sys_socket(int family, int type) { return SYS(socket, family, type, 0, 0, 0); }
+INLINE int sys_bind(int fd, const void *address, u32 n) { return SYS(bind, fd, address, n, 0, 0); }
+INLINE int sys_connect(int fd, const void *address, u32 n) { return SYS(connect, fd, address, n, 0, 0); }
+INLINE int sys_create(const char *path, int flags, int mode)
+{
+    return SYS(openat, AT_FDCWD, path, flags, mode, 0);
+}
+INLINE int sys_fstat(int fd, struct stat *into) { return SYS(fstat, fd, into, 0, 0, 0); }
+INLINE int sys_fchown(int fd, u32 uid, u32 gid) { return SYS(fchown, fd, uid, gid, 0, 0); }
+INLINE int sys_setgroups(u32 n, const u32 *groups) { return SYS(setgroups, n, groups, 0, 0, 0); }
+INLINE int sys_setgid(u32 gid) { return SYS(setgid, gid, 0, 0, 0, 0); }
+INLINE int sys_setuid(u32 uid) { return SYS(setuid, uid, 0, 0, 0, 0); }
+INLINE int sys_settime(int clock, const void *time) { return SYS(clock_settime, clock, time, 0, 0, 0); }
+INLINE int sys_finit_module(int fd) { return SYS(finit_module, fd, "", 0, 0, 0); }
+INLINE int sys_fork(void) { return SYS(fork, 0, 0, 0, 0, 0); }
+INLINE int sys_nice(int value) { return SYS(setpriority, 0, 0, value, 0, 0); }
+INLINE int sys_map(u8 **at, u64 n)
+{
+    long got = call6(__NR_mmap, 0, n, 3 /* PROT_READ | PROT_WRITE */, 0x22 /* MAP_PRIVATE | MAP_ANONYMOUS */, -1, 0);
+    if (got < 0 && got > -4096)
+        return got;
+    *at = (u8 *)got;
+    return 0;
+}
+INLINE void sys_unmap(void *at, u64 n) { SYS(munmap, at, n, 0, 0, 0); }
 INLINE void sys_sync(void) { SYS(sync, 0, 0, 0, 0, 0); }
 INLINE int sys_reboot(u32 command) { return SYS(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, command, 0, 0); }
 /* Shares memory and stack with the parent, which sleeps until the child has exec'ed or exited: the caller

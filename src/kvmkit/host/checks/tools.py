@@ -10,6 +10,7 @@ from kvmkit.host.context import Context
 from kvmkit.host.packages import install_command
 from kvmkit.host.report import Row
 from kvmkit.host.system import Host
+from kvmkit.paths import SEABIOS
 
 GROUP = "Firmware"
 TOOLS = "Programs"
@@ -78,9 +79,15 @@ def _described(host: Host, file: str) -> Firmware | None:
 
 def firmware_rows(context: Context) -> Iterator[Row]:
     host = context.host
+    bios = next((path for path in SEABIOS if host.exists(path)), "")
+    if bios:
+        yield Row("seabios", GROUP, "SeaBIOS", "ok", f"{bios}: starts disks with a boot loader")
+    else:
+        text = "none: a disk with a boot loader needs it (--firmware bios)"
+        yield Row("seabios", GROUP, "SeaBIOS", "note", text, install_command(host, "seabios"))
     images = find_firmware(host)
     if not images:
-        text = "no OVMF: needed for --firmware uefi only"
+        text = "none: only guests that start by UEFI need it"
         yield Row("ovmf", GROUP, "OVMF", "note", text, install_command(host, "ovmf"))
         return
     for number, image in enumerate(images):

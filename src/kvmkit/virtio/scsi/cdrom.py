@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvmkit.block.file import DiskFile
+
 from . import sense
 from .disk import Disk
 from .sense import CheckCondition, invalid_field
@@ -29,6 +31,11 @@ class ReadOnly:
     @property
     def readonly(self) -> bool:
         return True
+
+    @property
+    def file(self) -> DiskFile | None:
+        """The host's, if it is one."""
+        return getattr(self._medium, "file", None)
 
     @property
     def size(self) -> int:
@@ -89,6 +96,7 @@ class CdRom(Disk):
         if self.medium is not None:
             self.medium = None
             self._event = MEDIA_REMOVAL
+        self.differs()
 
     def load(self) -> None:
         changed = self._inside is not None and self.medium is not self._inside

@@ -1,7 +1,8 @@
 """virtio-scsi: commands, task management and events for a target's units. Source: virtio 1.2, 5.6.
 
-One lane serves every queue, so a command has always ended before the next one or a task management function begins:
-there is never a task to abort. Commands run in Python.
+One lane serves every queue. What moves data is compiled (path.py) and may be in flight; a command that is carried out
+here runs alone, and a task management function ends all that is in flight before it does its work: it ends as it would
+have, and so there is never a task left to abort.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections import deque
 from collections.abc import Callable
 
 from kvmkit.memory import GuestMemory
-from kvmkit.virtio.device import VirtioDevice
 from kvmkit.virtio.queue import Queue
 
 from .disk import MOST_TRANSFER
+from .path import ScsiPath
 from .sense import Status
 from .target import MOST_TARGETS, MOST_UNITS, Targets
 from .unit import LogicalUnit
@@ -33,7 +34,7 @@ MOST_EVENTS = 16
 
 # Responses, 5.6.6.1 and 5.6.6.2.
 OK, OVERRUN, BAD_TARGET, FAILURE = 0, 1, 3, 9
-FUNCTION_COMPLETE, FUNCTION_REJECTED, INCORRECT_LUN = 0, 11, 12
+FUNCTION_COMPLETE, FUNCTION_SUCCEEDED, FUNCTION_REJECTED, INCORRECT_LUN = 0, 10, 11, 12
 TMF, QUERY, SUBSCRIBE = 0, 1, 2
 ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, NEXUS_RESET, UNIT_RESET, QUERY_TASK, QUERY_TASK_SET = 0, 1, 3, 4, 5, 6, 7
 
@@ -45,7 +46,7 @@ CAPACITY_CHANGED = 0x2A | 0x09 << 8
 EVENT_BYTES = 16
 
 
-class Scsi(VirtioDevice):
+class Scsi(ScsiPath):
     """A host adapter with `targets`. `close` closes what `owned` gives, too."""
 
     def __init__(
@@ -56,16 +57,19 @@ class Scsi(VirtioDevice):
         name: str = "scsi",
         log: Callable[[str], None] | None = None,
         owned: tuple[Callable[[], None], ...] = (),
+        uring: bool = True,
     ) -> None:
-        self.targets = targets
         self._owned = owned
         self._sense_bytes, self._cdb_bytes = SENSE_BYTES, CDB_BYTES
         self._events: deque[bytes] = deque()
         self._missed = False
         super().__init__(
             memory,
-            KIND,
-            [QUEUE, QUEUE, QUEUE],
+            targets,
+            MOST_TRANSFER,
+            uring=uring,
+            kind=KIND,
+            queues=[QUEUE, QUEUE, QUEUE],
             name=name,
             driver=DRIVER,
             features=INOUT | HOTPLUG | CHANGE,
@@ -73,6 +77,14 @@ class Scsi(VirtioDevice):
             lanes=[[CONTROL, EVENT, REQUEST]],
             log=log,
         )
+        self.set_sizes(self._sense_bytes, self._cdb_bytes)
+        for address, unit in targets.all().items():
+            self._adopt(*address, unit)
+
+    def _adopt(self, target: int, lun: int, unit: LogicalUnit) -> None:
+        """Have the unit's changes told to the compiled path."""
+        unit.changed = lambda: self.cool(target, lun)
+        self.heat(target, lun)
 
     def _config(self) -> bytes:
         most = MOST_TRANSFER // 512
@@ -86,10 +98,12 @@ class Scsi(VirtioDevice):
             self._sense_bytes = value
         elif offset == CDB_AT:
             self._cdb_bytes = value
+        self.set_sizes(self._sense_bytes, self._cdb_bytes)
         self.set_config(self._config(), interrupt=False)
 
     def stopped(self) -> None:
         self._sense_bytes, self._cdb_bytes = SENSE_BYTES, CDB_BYTES
+        self.set_sizes(SENSE_BYTES, CDB_BYTES)
         self.set_config(self._config(), interrupt=False)
         self._events.clear()
 
@@ -106,10 +120,9 @@ class Scsi(VirtioDevice):
             self._send_events(queue)
             return
         while (got := queue.get()) is not None:
-            data, room = got
-            queue.release(self._control(data) if queue.index == CONTROL else self._request(data, room))
+            queue.release(self._control(got[0]))
 
-    def _request(self, data: bytes, room: int) -> bytes:
+    def command(self, data: bytes, room: int) -> bytes:
         """A command: its CDB and data, to a response of fixed size and data."""
         head = 19 + self._cdb_bytes
         space = room - 12 - self._sense_bytes
@@ -134,7 +147,9 @@ class Scsi(VirtioDevice):
     def _control(self, data: bytes) -> bytes:
         kind = int.from_bytes(data[:4], "little")
         if kind == TMF and len(data) >= 24:
-            return bytes([self._manage(int.from_bytes(data[4:8], "little"), data[8:16])])
+            return bytes(
+                [self._manage(int.from_bytes(data[4:8], "little"), data[8:16], int.from_bytes(data[16:24], "big"))]
+            )
         if kind in (QUERY, SUBSCRIBE) and len(data) >= 16:
             return bytes([0, 0, 0, 0, OK if self._unit(data[4:12]) else INCORRECT_LUN])  # no such events are offered
         return bytes([FUNCTION_REJECTED])
@@ -143,11 +158,18 @@ class Scsi(VirtioDevice):
         address = decode_lun(lun)
         return None if address is None else self.targets.find(*address)
 
-    def _manage(self, function: int, lun: bytes) -> int:
-        """Task management. Every task has ended."""
+    def _manage(self, function: int, lun: bytes, tag: int) -> int:
+        """Task management, SAM-5, 7."""
         address = decode_lun(lun)
         if address is None or not self.targets.has(address[0]):
             return BAD_TARGET
+        if function in (QUERY_TASK, QUERY_TASK_SET):
+            found = self.in_flight(*address, tag if function == QUERY_TASK else None)
+            return FUNCTION_SUCCEEDED if found else FUNCTION_COMPLETE
+        if function not in (ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, NEXUS_RESET, UNIT_RESET):
+            return FUNCTION_REJECTED
+        # Also what is offered and not taken yet: it is not to begin after this has ended.
+        self.finish_all()
         if function == NEXUS_RESET:
             for each in self.targets.of(address[0]):
                 each.reset()
@@ -157,20 +179,30 @@ class Scsi(VirtioDevice):
             return INCORRECT_LUN
         if function == UNIT_RESET:
             unit.reset()
-        elif function not in (ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, QUERY_TASK, QUERY_TASK_SET):
-            return FUNCTION_REJECTED
         return FUNCTION_COMPLETE
 
     # Events.
 
     def plug(self, target: int, lun: int, unit: LogicalUnit) -> None:
         """Add a unit while the guest runs. Raises BadInput when the address is taken."""
-        self.targets.add(target, lun, unit)
+
+        def add() -> None:
+            self.targets.add(target, lun, unit)
+            self._adopt(target, lun, unit)
+
+        self.still(add)
         self._tell(TRANSPORT_RESET, target, lun, RESCAN, HOTPLUG)
 
     def unplug(self, target: int, lun: int) -> LogicalUnit:
         """Take a unit away; it is the caller's. Raises BadInput when there is none."""
-        unit = self.targets.remove(target, lun)
+
+        def remove() -> LogicalUnit:
+            unit = self.targets.remove(target, lun)
+            unit.changed = None
+            self.heat(target, lun)
+            return unit
+
+        unit = self.still(remove)
         self._tell(TRANSPORT_RESET, target, lun, REMOVED, HOTPLUG)
         return unit
 

@@ -83,6 +83,19 @@ class Answer(NamedTuple):
     sense: bytes = b""
 
 
+class Facts(NamedTuple):
+    """What the compiled path has to know of a unit; see LogicalUnit.facts."""
+
+    fd: int
+    direct_fd: int
+    align: int
+    block_bytes: int
+    blocks: int
+    readonly: bool
+    write_cache: bool
+    optical: bool
+
+
 Handler = Callable[[bytes, bytes], bytes]
 """(CDB, what came with it) to what goes back; raises CheckCondition."""
 
@@ -93,6 +106,7 @@ class LogicalUnit:
     device_type = 0
     removable = False
     product = b"VIRTUAL DISK"
+    write_cache = True
 
     def __init__(self, medium: Medium | None, *, serial: str = "", block_bytes: int = 512) -> None:
         self.medium = medium
@@ -100,6 +114,8 @@ class LogicalUnit:
         self.serial = serial.encode("ascii", "replace")[:36]
         self.stopped = False
         self.prevented = False
+        self.changed: Callable[[], None] | None = None
+        """Told when what `facts` says may not be so any more."""
         self._attentions: deque[Sense] = deque([sense.POWER_ON], MOST_ATTENTIONS)
         self._lock = threading.Lock()
         self.handlers: dict[int, Handler] = {
@@ -139,6 +155,30 @@ class LogicalUnit:
         with self._lock:
             if what not in self._attentions:
                 self._attentions.append(what)
+        self.differs()
+
+    def differs(self) -> None:
+        if self.changed is not None:
+            self.changed()
+
+    def facts(self) -> Facts | None:
+        """For reading and writing without asking again; None while every command is to come to `execute`."""
+        medium = self.medium
+        if medium is None or self.stopped or self._attentions:
+            return None
+        file = getattr(medium, "file", None)
+        if file is None or file.fd < 0:
+            return None
+        return Facts(
+            file.fd,
+            file.direct_fd,
+            file.align,
+            self.block_bytes,
+            self.blocks,
+            medium.readonly,
+            self.write_cache,
+            self.device_type == 5,
+        )
 
     def take_attention(self) -> Sense | None:
         with self._lock:

@@ -1,0 +1,48 @@
+"""`kvmkit set`: change a VM while it runs."""
+
+from __future__ import annotations
+
+import argparse
+
+from kvmkit.cli.verbs import VERBS
+from kvmkit.errors import BadInput
+
+SUMMARY = VERBS["set"].summary
+SETTABLE = {
+    "disk": ("N,OPTION...", "a disk's bps=, iops=, bps_burst=, iops_burst=, or its size=2G (size=now: its file's)"),
+    "scsi": ("N,disc=PATH", "another disc in the CD-ROM drive at that target; N,disc= takes it out"),
+    "rng": ("bps=N,iops=N", "how much entropy it gets a second"),
+}
+"""Option: what it takes, and what it sets. What the VM's process makes of it stands in machine/changes.py."""
+EPILOG = """examples:
+  kvmkit set web --disk 0,iops=500,bps=20M     hold its first disk to that; 0 is no limit
+  kvmkit set web --disk 1,size=20G             enlarge its second disk; the guest is told
+  kvmkit set web --scsi 1,disc=second.iso      change a CD
+
+It holds until the VM is started again. How to see its disks: kvmkit inspect web"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("name", metavar="NAME", help="the VM, which runs")
+    for option, (metavar, text) in SETTABLE.items():
+        parser.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    import os
+
+    from kvmkit.manager import control
+    from kvmkit.manager.home import open_home
+
+    changes = [(option, text) for option in SETTABLE for text in getattr(args, option)]
+    if not changes:
+        raise BadInput(f"kvmkit set {args.name}: say what to change, such as --disk 0,iops=500")
+    for i, (option, text) in enumerate(changes):
+        number, comma, path = text.partition(",disc=")
+        if option == "scsi" and comma and path:  # the VM's process has another current directory
+            changes[i] = (option, f"{number},disc={os.path.abspath(path)}")
+    with open_home(args.name) as home:
+        for line in control.ask(home, "set", changes=changes)["now"]:
+            print(line)
+    return 0

@@ -1,0 +1,128 @@
+"""What of a machine can be changed while it runs: sizes and rates of its disks, and what is attached to its adapter.
+
+Each takes effect at once, and stays when the guest resets. Text is as a user gives it; all raise BadInput for what
+can't be, and KvmkitError when the machine has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from kvmkit.errors import BadInput, KvmkitError
+from kvmkit.machine.limits import KEYS, parse_limit, parse_limits
+from kvmkit.machine.spec import parse_size
+
+if TYPE_CHECKING:
+    from kvmkit.machine import Machine
+    from kvmkit.machine.board import Board
+    from kvmkit.machine.scsi import ScsiAdapter
+    from kvmkit.machine.spec import ScsiDisk
+    from kvmkit.virtio.blk import Blk
+
+
+def _number(where: str, text: str, count: int, what: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:9]) >= count:
+        has = f"0 to {count - 1}" if count > 1 else "0" if count else "none"
+        raise BadInput(f"{where}: {text!r}: give the number of one of its {what}: it has {has}")
+    return int(text)
+
+
+def set_disk(machine: Machine, text: str) -> str:
+    """`N[,bps=..][,iops=..][,bps_burst=..][,iops_burst=..][,size=2G|,size=now]`; what it is now, in words."""
+    where = f"--disk {text}"
+    first, *options = text.split(",")
+    number = _number(where, first, len(machine.spec.disks), "disks")
+    given: dict[str, Any] = {}
+    size: int | None = None
+    for option in options:
+        limit = parse_limit(where, option)
+        if limit is not None:
+            given[limit[0]] = limit[1]
+        elif option == "size=now":
+            size = 0
+        elif option.startswith("size="):
+            size = parse_size(option.removeprefix("size="), where, least=1)
+        else:
+            known = f"{', '.join(f'{key}=' for key in KEYS)}, size=2G and size=now (what its file has)"
+            raise BadInput(f"{where}: no option {option!r}; there are {known}")
+    wanted = replace(machine.spec.disks[number], **given)
+    wanted.check_limits(where)
+
+    def change(board: Board) -> str:
+        blk = board.virtio.disks[number]
+        if size:
+            _grow(where, blk, size)
+        if size is not None:
+            blk.resize()
+        if given:
+            wanted.limit(blk)
+            disks = machine.spec.disks
+            machine.spec = replace(machine.spec, disks=(*disks[:number], wanted, *disks[number + 1 :]))
+        return f"disk {number}: {blk.size} bytes, {wanted.told()}"
+
+    return machine.change(change)
+
+
+def _grow(where: str, blk: Blk, size: int) -> None:
+    if not stat.S_ISREG(os.fstat(blk.disk.fd).st_mode):
+        raise BadInput(f"{where}: {blk.disk.path} is a block device: enlarge it with its own tools, then give size=now")
+    if blk.disk.readonly:
+        raise BadInput(f"{where}: {blk.disk.path} is only read here")
+    if size < blk.disk.measure():
+        raise BadInput(f"{where}: smaller than it is: what is behind that would be lost; a disk can only grow here")
+    try:
+        os.ftruncate(blk.disk.fd, size)
+    except OSError as error:
+        raise KvmkitError(f"{where}: {error.strerror}") from error
+
+
+def set_rng(machine: Machine, text: str) -> str:
+    """`bps=..[,iops=..]`; what it is now, in words."""
+    limits = parse_limits(f"--rng {text}", text)
+
+    def change(board: Board) -> str:
+        found = [device for device in board.virtio.devices if device.name == "rng"]
+        if not found:
+            raise BadInput("it has no entropy device: give it --rng at its start")
+        limits.limit(found[0])
+        machine.spec = replace(machine.spec, rng_limits=limits)
+        return f"rng: {limits.told()}"
+
+    return machine.change(change)
+
+
+def _adapter(board: Board) -> ScsiAdapter:
+    if board.virtio.scsi is None:
+        raise BadInput("it has no SCSI adapter: give it a --scsi device at its start")
+    return board.virtio.scsi
+
+
+def attach_scsi(machine: Machine, unit: ScsiDisk) -> int:
+    """Add a SCSI disk or CD-ROM; its target. It goes again when the guest resets."""
+    unit.check()
+    return machine.change(lambda board: _adapter(board).attach(unit))
+
+
+def detach_scsi(machine: Machine, target: int) -> None:
+    """Take a SCSI device away, as pulling its cable does; its file is closed."""
+    machine.change(lambda board: _adapter(board).detach(target))
+
+
+def set_scsi(machine: Machine, text: str) -> str:
+    """`N,disc=PATH`: another disc in the CD-ROM drive at target N; `N,disc=` takes it out."""
+    where = f"--scsi {text}"
+    first, _comma, option = text.partition(",")
+    if not option.startswith("disc="):
+        raise BadInput(f"{where}: give N,disc=PATH, or N,disc= to take the disc out")
+    target = _number(where, first, 256, "SCSI targets")
+    path = option.removeprefix("disc=")
+    machine.change(lambda board: _adapter(board).change_disc(target, path))
+    return f"SCSI target {target}: {path or 'no disc'}"
+
+
+SETTABLE = {"disk": set_disk, "rng": set_rng, "scsi": set_scsi}
+"""What `kvmkit set` can change, by its option."""
