@@ -98,7 +98,7 @@ def test_a_build_that_is_ended_leaves_nothing(debian: Path, tmp_path: Path, numb
     tools.mkdir()
     tool = tools / "mmdebstrap"
     tool.write_text(
-        "#!/bin/sh\ntrap 'rm -rf $TMPDIR/mmdebstrap.x; exit 1' TERM\nmkdir $TMPDIR/mmdebstrap.x\n"
+        "#!/bin/sh\ntrap 'rm -rf $TMPDIR/mmdebstrap.x; exit 1' TERM  # as it does\nmkdir $TMPDIR/mmdebstrap.x\n"
         f"echo $TMPDIR $$ >{tmp_path}/started.new; mv {tmp_path}/started.new {tmp_path}/started\n"
         "echo 'I: running apt-get update...' >&2\nwhile :; do sleep 0.1; done\n"
     )
@@ -118,4 +118,6 @@ def test_a_build_that_is_ended_leaves_nothing(debian: Path, tmp_path: Path, numb
     while os.path.exists(f"/proc/{pid}") or os.path.exists(scratch):
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert [path.name for path in (home / "cache" / "images" / "debian").iterdir() if path.suffix != ".lock"] == []
+    while [path.name for path in (home / "cache" / "images" / "debian").iterdir() if path.suffix != ".lock"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)

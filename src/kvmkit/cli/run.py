@@ -18,7 +18,7 @@ SUMMARY = VERBS["run"].summary
 TAKES_COMMAND = True
 
 DESCRIPTION = """\
-Boot IMAGE (debian, built on first use) in a new VM, run COMMAND in it, and end it. COMMAND's input, output and
+Boot IMAGE (debian or tiny, built on first use) in a new VM, run COMMAND in it, and end it. COMMAND's input, output and
 exit status are yours. Without COMMAND: a shell on a terminal, elsewhere a short demonstration.
 A file that ends in .toml or .json in IMAGE's place says all that (`kvmkit schema`); options go before it.
 With --detach the VM goes on in the background: see it by `kvmkit ps`, use it by `kvmkit exec`."""
@@ -29,6 +29,8 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --root-size 8G -- apt update       a disk for what it writes, where its memory is too small
+  kvmkit run tiny -- ps                         busybox instead of Debian
   kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks

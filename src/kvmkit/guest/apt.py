@@ -136,7 +136,8 @@ class Apt:
     def _run(self, command: list[str], cwd: Path | None = None, check: bool = True) -> str:
         """Run apt, moving the progress bar. Returns "" or what went wrong, in one line."""
         reading, writing = os.pipe()
-        arguments = [command[0], "-c", str(self._config), "-o", f"APT::Status-Fd={writing}", *command[1:]]
+        watched = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        arguments = [*watched, command[0], "-c", str(self._config), "-o", f"APT::Status-Fd={writing}", *command[1:]]
         with (self._directory / "log" / "output").open("w+") as log, os.fdopen(reading, "rb") as status:
             try:
                 process = subprocess.Popen(

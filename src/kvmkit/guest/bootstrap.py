@@ -64,7 +64,7 @@ def bootstrap(
     command += [f"--customize-hook={hook}" for hook in hooks]
     command += [sources[0].release, str(target), str(lists)]
     progress.step(_STEPS["running apt-get update"])
-    said = _run(command, work, progress)
+    said = _run(command, progress)
     if said:
         raise HostError(f"mmdebstrap can't build the root disk: {said}")
     return target
@@ -95,25 +95,28 @@ def _has_range(name: str, user: str) -> bool:
 
 
 _WATCH = """\
-parent=$1 work=$2 scratch=$3
-shift 3
-trap 'kill -TERM $child 2>/dev/null' TERM INT HUP
+scratch=$1
+shift
+trap 'trap "" TERM; again=1; kill -TERM 0' TERM INT HUP
 "$@" </dev/null & child=$!
 wait $child; status=$?
 while kill -0 $child 2>/dev/null; do wait $child; status=$?; done
-rm -rf "$scratch"
-kill -0 "$parent" 2>/dev/null || rm -rf "$work"
+rm -rf "$scratch" 2>/dev/null || "$1" --unshare-helper rm -rf "$scratch" # of users in a namespace
+[ -z "$again" ] || { sleep 1; rm -rf "$scratch"; } # what the last of them left
 exit $status
 """
-"""Runs mmdebstrap, and has it end and clean up when we are killed, which setpriv tells by SIGTERM."""
+"""Runs mmdebstrap, and has it end and clean up when we are killed, which setpriv tells by SIGTERM.
+
+All of its processes are told, as by a terminal's Ctrl-C: the first of them only waits for the others.
+"""
 
 
-def _run(command: list[str], work: Path, progress: Progress) -> str:
+def _run(command: list[str], progress: Progress) -> str:
     """Run it to its end. Returns "" or what went wrong, in one line."""
     scratch = tempfile.mkdtemp(prefix="kvmkit-build-", dir=_roomy())
     os.chmod(scratch, 0o755)  # in a namespace of its own, mmdebstrap is another user
     environment = {**os.environ, "TMPDIR": scratch, "LC_ALL": "C.UTF-8"}
-    watched = ["setpriv", "--pdeathsig", "TERM", "sh", "-c", _WATCH, "sh", str(os.getpid()), str(work), scratch]
+    watched = ["setpriv", "--pdeathsig", "TERM", "/bin/sh", "-c", _WATCH, "sh", scratch]
     process = subprocess.Popen(
         [*watched, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         env=environment, start_new_session=True, text=True, errors="replace",

@@ -5,7 +5,7 @@ from __future__ import annotations
 TINY = 6
 """Raise it when tiny.py, cpio.py or modules.py makes a different image."""
 
-ROOT = 1
+ROOT = 2
 """The same for `debian`: rootdisk.py, drivers.py, disk/erofs.py."""
 
 APPEND = "quiet cryptomgr.notests"

@@ -94,13 +94,30 @@ def making(directory: Path, progress: Progress | None = None) -> Iterator[Path]:
     work = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
         (work / "image").mkdir(parents=True)
-        yield work
+        with _guarded(work):
+            yield work
     except OSError as error:
         raise HostError(f"can't build the guest image in {directory.parent}: {error.strerror or error}") from None
     finally:
         remove_tree(work)
         if progress is not None:
             progress.close()
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """Have a process beside this one that removes the path if this one is killed."""
+    import subprocess  # not for those who have the image already
+
+    script = 'read -r _ && exit; for _ in 1 2 3 4 5 6; do rm -rf "$1"; sleep 0.5; done'
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", script, "sh", str(path)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        guard.communicate(b"done\n")
 
 
 def finish(work: Path, directory: Path, manifest: Manifest) -> Manifest:
