@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "machine"))
 from bootable import boot_sector
 
 ECHO = """
+    cli                     # the BIOS looks for keys at its timer's ticks
     mov dx, 0x3f8
     mov al, '>'; out dx, al
 next:

@@ -19,6 +19,7 @@ from kvmkit.guest.disk.tree import Tree
 from kvmkit.guest.drivers import DEVICES, DISKS, ROOT, TABLE, drivers, root_drivers
 from kvmkit.guest.progress import Progress
 from kvmkit.guest.tiny import Kernel, newest_kernel, read_kernel
+from kvmkit.guest.volumes import MOUNT_VOLUMES
 
 PACKAGES = (
     "usr-is-merged", "bash", "coreutils", "apt", "python3", "iproute2", "iputils-ping", "procps", "ca-certificates",
@@ -55,6 +56,7 @@ def own_files(tree: Tree, hostname: str = _HOSTNAME) -> None:
     tree.file("etc/hostname", f"{hostname}\n".encode())
     tree.file("etc/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode())
     tree.file("etc/profile.d/kvmkit.sh", _PROFILE.encode())
+    tree.file("usr/lib/kvmkit/volumes", MOUNT_VOLUMES.encode())
     tree.symlink("etc/mtab", "/proc/self/mounts")
     tree.file("etc/machine-id", b"")  # each VM is to have its own
     for name, signal in _POWER.items():

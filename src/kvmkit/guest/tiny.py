@@ -19,6 +19,7 @@ from kvmkit.guest.cpio import CpioWriter
 from kvmkit.guest.drivers import TABLE, drivers
 from kvmkit.guest.modules import ModuleSet
 from kvmkit.guest.progress import Progress
+from kvmkit.guest.volumes import MOUNT_VOLUMES
 
 META_PACKAGE = "linux-image-cloud-amd64"
 USER_SPACE = ["busybox-static", "base-files"]
@@ -165,4 +166,5 @@ def _add_modules(cpio: CpioWriter, kernel: Kernel) -> None:
     cpio.file(f"{directory}/modules.builtin", kernel.tables.get("modules.builtin", b""))
     for name, text in modules.tables(names).items():
         cpio.file(f"{directory}/{name}", text.encode())
+    cpio.file("usr/lib/kvmkit/volumes", MOUNT_VOLUMES.encode())
     cpio.file(TABLE, drivers(modules, names, f"/{directory}").encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tty
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -80,6 +79,8 @@ class FileOutlet(Outlet):
 class PtyOutlet(Outlet):
     def __init__(self, vmm: Vmm, path: str) -> None:
         self._fd, self._held = os.openpty()  # with one end open here, the other may come and go
+        import tty  # seldom used, and slow to import
+
         tty.setraw(self._held)
         os.set_blocking(self._fd, False)
         self.where = os.ttyname(self._held)

@@ -100,6 +100,7 @@ int load_drivers(int with_vsock);               /* the pid of the process that g
 extern int wants_vsock;
 const char *start_early(void);                  /* returns the serial channel's path */
 void start_late(void);
+void mount_volumes(void);                       /* after drivers were loaded */
 __attribute__((noreturn)) void start_console(void);
 
 /* root.c: the root disk, where the guest has one. */
