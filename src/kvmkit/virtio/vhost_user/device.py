@@ -27,6 +27,8 @@ DEVICE_BITS = (1 << 24) - 1 | ((1 << 14) - 1) << 50
 """Feature bits that belong to a kind of device, 2.2; the others are the rings'."""
 FIRST_SECONDS = 1.0
 """How long a backend that was there before (or was just started) may take to listen."""
+DAEMON_SECONDS = 60.0
+"""How long a backend of ours may take to be ready."""
 RETRY_SECONDS, SLOWEST_RETRY_SECONDS = 0.05, 2.0
 HEALTHY_SECONDS = 2.0
 LOST = PeerGone, PeerWrong, OSError
@@ -95,7 +97,7 @@ class VhostUserDevice(Relay):
             return self._connect(self.path, wait)
         try:
             self.daemon.start()
-            return self._connect(self.daemon.address, 0)
+            return self._connect(self.daemon.address, 0, DAEMON_SECONDS)
         except BaseException as error:
             why = self.daemon.why() if isinstance(error, KvmkitError) else ""
             self.daemon.close()
@@ -103,11 +105,11 @@ class VhostUserDevice(Relay):
                 raise HostError(f"{self.path}: {why}") from error
             raise
 
-    def _connect(self, path: str, wait: float) -> Link:
+    def _connect(self, path: str, wait: float, answer: float | None = None) -> Link:
         end = time.monotonic() + wait
         while True:
             try:
-                return Link(path)
+                return Link(path, answer)
             except OSError as error:
                 if time.monotonic() >= end:
                     raise refusal(self.path, error) from error
@@ -235,6 +237,11 @@ class VhostUserDevice(Relay):
         os.close(self._ending)
 
     @property
+    def size(self) -> int:
+        """Bytes of a disk."""
+        return 512 * int.from_bytes(self.config[:8], "little")
+
+    @property
     def connected(self) -> bool:
         return self._link is not None
 
@@ -359,7 +366,7 @@ class VhostUserDevice(Relay):
             if self.daemon is not None:
                 if not self.daemon.running:
                     self.daemon.start()
-                link = Link(self.daemon.address)
+                link = Link(self.daemon.address, DAEMON_SECONDS)
             else:
                 link = Link(self.path)
         except OSError:

@@ -16,6 +16,7 @@ from cython.cimports.kvmkit.accel.tcg.threads import monotonic
 from cython.cimports.kvmkit.memory.ram import GuestMemory
 from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new, chain_read, chain_write
 from cython.cimports.kvmkit.virtio.lane import POLLIN, Lane, pollfd, ppoll
+from cython.cimports.kvmkit.virtio.limit import limit_take
 from cython.cimports.kvmkit.virtio.queue import Queue, queue_get, queue_release
 from cython.cimports.kvmkit.virtio.ring import (
     ACQUIRE,
@@ -228,6 +229,8 @@ class Relay(VirtioDevice):
     def serve(self, lane: Lane, q: cython.pointer(VirtQueue)) -> cython.void:
         r: cython.pointer(Ring) = cython.cast(cython.pointer(Ring), lane.context)
         while r.free >= 0 and (r.up or r.refuse):
+            if not self.may_begin(lane, q):
+                return
             index: cython.int = r.free
             if queue_get(q, r.slots[index].chain) <= 0:
                 return
@@ -235,6 +238,7 @@ class Relay(VirtioDevice):
             r.slots[index].busy = True
             r.in_flight += 1
             r.relayed += 1
+            limit_take(cython.address(self.limit), r.slots[index].chain.read_bytes + r.slots[index].chain.write_bytes)
             if r.refuse:
                 self.fail(r, q, index)
             else:
