@@ -17,31 +17,14 @@ import pytest
 from kvmkit.vhost_user.daemon import find
 from kvmkit.vhost_user.virtiofsd import PLACES
 
+from .daemon import StorageDaemon
+
 pytestmark = pytest.mark.guest
 RUN = [sys.executable, "-m", "kvmkit", "run", "--accel", "tcg", "--timeout", "100"]
 MIB = 1 << 20
 needs_daemon = pytest.mark.skipif(
     not shutil.which("qemu-storage-daemon"), reason="qemu-storage-daemon is not installed (qemu-system-common)"
 )
-
-
-class StorageDaemon:
-    """QEMU's, with a qcow2 image of 32 MiB."""
-
-    def __init__(self, directory: Path) -> None:
-        self.image, self.socket = directory / "a.qcow2", directory / "s"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(self.image), "32M"], check=True)
-        self.start()
-
-    def start(self) -> None:
-        export = f"vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path={self.socket},writable=on,num-queues=2"
-        file = f"file,filename={self.image},node-name=f,locking=off"
-        options = ["--blockdev", file, "--blockdev", "qcow2,file=f,node-name=q", "--export", export]
-        self.process = subprocess.Popen(["qemu-storage-daemon", *options])
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture
@@ -61,7 +44,7 @@ def test_nothing_is_lost_with_a_storage_daemon(daemon: StorageDaemon) -> None:
         echo 3 > /proc/sys/vm/drop_caches
         dd if=/dev/vda bs=64k skip=6 2>/dev/null | head -c 4000000 | cmp - /tmp/x && echo same
     """
-    options = ["--vhost-user", f"blk={daemon.socket},queues=2", "--transport", "pci"]
+    options = ["--vhost-user", f"blk={daemon.socket}", "--transport", "pci"]
     run = subprocess.Popen(
         [*RUN, *options, "--", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -82,7 +82,7 @@ class VirtioDevices:
 
         for number, disk in enumerate(spec.disks):
             if disk.served:
-                self._add_served_disk(disk, disk.queues or min(spec.cpus, 8))
+                self._add_served_disk(disk, disk.queues or 1)  # with one queue, nothing is lost with the daemon
                 continue
             file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct, raw=disk.format == "raw")
             try:

@@ -155,7 +155,18 @@ class VhostUserDevice(Relay):
                 self.prepare(queue.index)
                 link.start_queue(queue.index, 256, *self.addresses(queue.index))
                 self._up.add(queue.index)
+                self._replay(queue.index)
+                self.requeue(queue.index)
                 self.connect(queue.index, True)
+
+    def _replay(self, index: int) -> None:
+        """A disk's writes that were answered and not flushed, to a backend that need not know of them."""
+        self.keep(index, len(self.queues) == 1 and bool(self.accepted & self.spec.flush))
+        failed = self.replay(index)
+        if failed < 0:
+            raise PeerGone("it does not write again what was not flushed")
+        if failed:
+            self._say(f"the backend refused {failed} writes that the one before had answered: data may be lost")
 
     def _regions(self) -> list[Region]:
         memory = self.memory
