@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import termios
 import threading
-import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +19,9 @@ def raw(fd: int) -> Iterator[None]:
     if not os.isatty(fd):
         yield
         return
+    import termios  # these two only where there is a terminal
+    import tty
+
     saved = termios.tcgetattr(fd)
     with _raising(signal.SIGTERM), _raising(signal.SIGHUP):
         try:

@@ -8,7 +8,7 @@ import struct
 import pytest
 from kernel_images import CODECS, LOAD, bzimage, code, elf64, payload
 
-from kvmkit.accel.state import Regs, Sregs
+from kvmkit.accel.structures import Regs, Sregs
 from kvmkit.boot import load
 from kvmkit.errors import BadInput
 from kvmkit.memory import GuestMemory

@@ -8,7 +8,7 @@ import pytest
 from kernel_images import code, elf32, elf64, multiboot_header
 from test_boot_linux import Registers
 
-from kvmkit.accel.state import Regs, Sregs
+from kvmkit.accel.structures import Regs, Sregs
 from kvmkit.boot import load
 from kvmkit.errors import BadInput
 from kvmkit.memory import GuestMemory

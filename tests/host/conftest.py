@@ -88,7 +88,7 @@ def snapshot_of() -> Callable[[Path], dict[str, tuple[int, bytes]]]:
 # Another user may not be able to read this interpreter's files: all that is needed is imported before the user changes.
 AS_USER = """
 import importlib, os, pkgutil, sys
-import kvmkit.cli.main, kvmkit.host, kvmkit.paths, rich.console, rich.text
+import kvmkit.cli.main, kvmkit.host, kvmkit.manager.listing, kvmkit.paths, msgspec, rich.console, rich.text, uuid
 import kvmkit.accel.choose, kvmkit.accel.kvm.system, kvmkit.accel.kvm.measure, kvmkit.accel.tcg
 for module in pkgutil.walk_packages(kvmkit.host.__path__, "kvmkit.host."):
     importlib.import_module(module.name)

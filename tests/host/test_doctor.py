@@ -80,6 +80,27 @@ def test_amd_with_reserved_pages_and_a_vm_that_uses_them(tree: Tree) -> None:
     assert report.row("tool.qemu-img").fix == "sudo pacman -S qemu-img"
 
 
+def test_pages_of_each_size_that_a_vm_uses(tree: Tree) -> None:
+    """Documentation/filesystems/proc.rst: an area's page size, and what of it is there."""
+    root = tree("amd")
+    area = (
+        "7f0000000000-7f0100000000 rw-s 00000000 00:01 1 /x\nSize: 4 kB\nKernelPageSize: {} kB\nAnonHugePages: {} kB\n"
+    )
+    (root / "proc/4711/smaps").write_text(
+        area.format(4, 6144)
+        + area.format(2048, 0) + "Shared_Hugetlb:     4096 kB\nPrivate_Hugetlb:     2048 kB\n"
+        + area.format(1048576, 0) + "Shared_Hugetlb: 3145728 kB\nPrivate_Hugetlb: 0 kB\n"
+    )  # fmt: skip
+    (root / "sys/kernel/mm/hugepages/hugepages-1048576kB").mkdir(parents=True, exist_ok=True)
+    (root / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True, exist_ok=True)
+    (root / "sys/kernel/mm/transparent_hugepage/enabled").write_text("always [madvise] never\n")
+    report = examine(Host(root), names={4711: "db"})
+    assert report.row("hugepages.vm.4711").text == "uses 3 pages"
+    assert report.row("hugepages.vm.4711.1G").text == "uses 3 pages"
+    assert report.row("thp.vm.4711").text == "has 6 MiB on them"
+    assert report.row("thp.vm.4711").name.strip() == "db"
+
+
 def test_a_processor_without_virtualization(tree: Tree) -> None:
     report = examine(Host(tree("none")))
     row = report.row("cpu.virtualization")

@@ -60,7 +60,7 @@ def pass_on_signals(machine: Host) -> None:
 
 
 def push_all(machine: Host) -> list[str]:
-    files = {"packages": parts.packages(), "checkout": parts.checkout(), "cache": parts.images()}
+    files = {"packages": parts.packages(), "checkout": parts.checkout(), "cache": parts.images(), "disk": parts.disk()}
     return [name for name, content in files.items() if parts.push(machine, name, content)]
 
 

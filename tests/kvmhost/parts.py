@@ -1,14 +1,20 @@
 """What is pushed into the test host: the checkout, the Python packages its tests need, guest images.
 
-A part is a tar, and is sent only when its digest is not the one the host has.
+A part is a tar, and is sent only when its digest is not the one the host has. Python files come with their compiled
+form, as an installed package's do: compiling them inside would take the host's slow processor a minute.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
+import marshal
 import os
+import shutil
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -79,22 +85,47 @@ def tree(top: Path) -> Files:
     return [(str(path.relative_to(top)), path) for path in walk(top)]
 
 
-def tar(files: Files) -> bytes:
-    """A tar of the same bytes for the same files: names, contents and permissions, no times or owners."""
+def tar(files: Files) -> tuple[bytes, str]:
+    """A tar of names, contents and permissions, without times or owners; and a digest of these."""
     out = io.BytesIO()
+    digest = hashlib.sha256()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name, path in files:
-            data = path.read_bytes()
+
+        def add(name: str, mode: int, data: bytes) -> None:
             info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), path.stat().st_mode & 0o777
+            info.size, info.mode = len(data), mode
             archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
+
+        for name, path in files:
+            data, mode = path.read_bytes(), path.stat().st_mode & 0o777
+            add(name, mode, data)
+            digest.update(f"{name} {mode} {len(data)}\n".encode() + data)
+            if name.endswith(".py") and (code := compiled(path, data)):
+                add(importlib.util.cache_from_source(name), 0o644, code)
+    return out.getvalue(), digest.hexdigest()
+
+
+def compiled(path: Path, source: bytes) -> bytes:
+    """The .pyc of a file whose time is 0 in the host; empty if it can't be compiled. Python finds the right file name
+    for itself."""
+    # The layout: PEP 552. What this machine has compiled already is only given the other time.
+    head, size = importlib.util.MAGIC_NUMBER + bytes(4), len(source).to_bytes(4, "little")
+    time = (int(path.stat().st_mtime) & 0xFFFFFFFF).to_bytes(4, "little")
+    try:
+        code = Path(importlib.util.cache_from_source(str(path))).read_bytes()
+    except OSError:
+        code = b""
+    if code.startswith(head + time + size):
+        return head + bytes(4) + code[8:]
+    try:
+        return head + bytes(4) + size + marshal.dumps(compile(source, str(path), "exec", dont_inherit=True))
+    except (SyntaxError, ValueError):
+        return b""
 
 
 def push(host: Host, name: str, files: Files) -> bool:
     """Make /kvmkit/NAME in the host hold exactly `files`. False if it did already."""
-    data = tar(files)
-    digest = hashlib.sha256(data).hexdigest()
+    data, digest = tar(files)
     if host.channel.hello["parts"].get(name) == digest:
         return False
     if len(data) > PARTS_BYTES:
@@ -103,6 +134,31 @@ def push(host: Host, name: str, files: Files) -> bool:
         disk.write(data)
     host.channel.request({"unpack": name, "digest": digest, "size": len(data)}, timeout=120)
     return True
+
+
+def disk() -> Files:
+    """A disk with SYSLINUX and the default guest's kernel, made once for each image; none where a tool is missing."""
+    from kvmkit.guest import images as guest_images
+
+    from .image import cache_directory
+
+    sys.path.insert(0, str(CHECKOUT / "tests" / "machine"))
+    from bootable import TOOLS, linux_disk
+
+    if any(shutil.which(tool) is None for tool in TOOLS):
+        return []
+    image = guest_images.ensure()
+    made = cache_directory() / f"disk-{image.kernel.parent.name}"
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix="building-", dir=made.parent))
+        append = f"console=ttyS0 {image.append} panic=-1 kvmkit.channel=console quiet"
+        linux_disk(work, image.kernel, image.initrd, append, mebibytes=32)
+        try:
+            work.rename(made)
+        except OSError:
+            shutil.rmtree(work)  # somebody else made it meanwhile
+    return [("linux.raw", made / "linux.raw")]
 
 
 def images() -> Files:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from .linux import Linux, kvmkit
 
 NESTED = Path("/sys/module/kvm_amd/parameters/nested")
+DISK = Path("/kvmkit/disk/linux.raw")
+needs_disk = pytest.mark.skipif(not DISK.exists(), reason="no disk with a boot loader was pushed (syslinux, mtools)")
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +82,65 @@ def test_cpu_host_has_svm_and_its_guest_runs_a_guest() -> None:
         assert put == 0
         ran = guest.run("/tmp/vmm", timeout=60)
         assert (ran.status, ran.out) == (0, "N from a guest of this guest\n")
+
+
+def type_into(line: list[str], script: str, meanwhile: Callable[[], None] = lambda: None) -> str:
+    """Run kvmkit with `line`, type `script` when the guest's shell asks for it, and return all that it said."""
+    program = [sys.executable, "-m", "kvmkit", *line]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as guest:
+        assert guest.stdin is not None
+        assert guest.stdout is not None
+        said = b""
+        while b"\x1b[6n" not in said and (data := os.read(guest.stdout.fileno(), 4096)):
+            said += data
+        meanwhile()
+        try:  # the shell asks where the cursor is, and takes what comes for the answer
+            out, err = guest.communicate(f"\x1b[1;1R{script}; poweroff -f\n".encode(), timeout=60)
+        finally:
+            guest.kill()
+    assert guest.returncode == 0, (said[-500:], err)
+    return (said + out).decode(errors="replace")
+
+
+@needs_disk
+def test_qemu_enable_kvm_cpu_host() -> None:
+    said = type_into(
+        ["qemu", "-enable-kvm", "-cpu", "host", "-m", "256", "-hda", str(DISK)],
+        "grep -E --color=auto 'vmx|svm' /proc/cpuinfo | wc -l; dmesg | grep 'Hypervisor detected'",
+    )
+    assert "SeaBIOS" in said
+    assert "\n1\r\n" in said
+    assert "Hypervisor detected: KVM" in said
+
+
+@needs_disk
+def test_qemu_enable_kvm_m_1024_mem_path_dev_hugepages_hda() -> None:
+    """And while it runs: grep HugePages /proc/meminfo, and the same pages in `kvmkit stats`."""
+    line = ["qemu", "-enable-kvm", "-m", "1024", "-mem-path", "/dev/hugepages", "-hda", str(DISK)]
+    early = kvmkit(*line)
+    assert early.returncode == 1
+    assert b"kvmkit host hugepages enable" in early.stderr
+    done = kvmkit("host", "hugepages", "enable", "--memory", "1G")
+    assert done.returncode == 0, done.stderr
+    assert pages() == {"Total": 550, "Free": 550, "Rsvd": 0, "Surp": 0}
+    seen = []
+
+    def look() -> None:
+        seen.append(json.loads(kvmkit("stats", "--json").stdout))
+        found = pages()
+        assert found["Total"] == 550
+        held = 550 - found["Free"]
+        assert 0 < held < 512
+        assert found["Rsvd"] == 512 - held
+        assert [row["huge_pages"] for row in seen[0]] == [{"2M": held}]
+        assert [row["engine"] for row in seen[0]] == ["kvm"]
+
+    said = type_into(line, "head -n 1 /proc/meminfo", look)
+    assert seen
+    assert re.search(r"MemTotal: +(9|10)\d{5} kB", said)
+    assert pages()["Free"] == 550
+
+
+def pages() -> dict[str, int]:
+    found = re.findall(r"^HugePages_(\w+): +(\d+)$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return {name: int(count) for name, count in found}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmkit.accel.state import VCPU_STATE, VM_STATE, Pit
+from kvmkit.accel.state import VCPU_STATE, VM_STATE
+from kvmkit.accel.structures import Pit
 
 from .linux import Linux
 

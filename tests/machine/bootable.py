@@ -83,14 +83,14 @@ def boot_disc(directory: Path, text: str) -> Path:
     return disc
 
 
-def linux_disk(directory: Path, kernel: Path, initrd: Path, append: str) -> Path:
+def linux_disk(directory: Path, kernel: Path, initrd: Path, append: str, mebibytes: int = 64) -> Path:
     """A disk with SYSLINUX, which starts that kernel. Skips where a tool is missing."""
     for tool in TOOLS:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (syslinux, mtools, dosfstools)")
     image, config = directory / "linux.raw", directory / "syslinux.cfg"
     with image.open("wb") as file:
-        file.truncate(64 << 20)
+        file.truncate(mebibytes << 20)
     subprocess.run(["mkfs.vfat", "-n", "SYSTEM", str(image)], check=True, capture_output=True)
     subprocess.run(["syslinux", "--install", str(image)], check=True)
     config.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -139,8 +140,8 @@ def test_what_is_no_size_is_refused(word: str) -> None:
         backing.page_size(word)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(kvmkit.__file__).parent.parent)}
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables, "PYTHONPATH": str(Path(kvmkit.__file__).parent.parent)}
     command = [sys.executable, "-m", "kvmkit", *arguments]
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=environment, check=False
@@ -155,16 +156,24 @@ def test_kvmkit_run_counts_the_pages_of_its_guest(pages: int, option: str, tmp_p
     kernel = kernel_that_spins(tmp_path)
     free = counted("free_hugepages")
     environment = {**os.environ, "PYTHONPATH": str(Path(kvmkit.__file__).parent.parent)}
+    environment["XDG_DATA_HOME"] = str(tmp_path / "data")
     command = [sys.executable, "-m", "kvmkit", "run", "--accel", "tcg", option, "--memory", "64M", "--kernel", kernel]
-    guest = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+    guest = subprocess.Popen(
+        [*command, "--name", "web"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
+    )
     try:
         assert guest.stdout is not None
         assert guest.stdout.read(1) == b"!"
         assert counted("free_hugepages") < free
         status = Path(f"/proc/{guest.pid}/status").read_text()
         assert re.search(r"^HugetlbPages:\s+[1-9]", status, re.MULTILINE)
-        doctor = run("doctor").stdout
-        assert re.search(r"uses \d+ pages", doctor)
+        taken = free - counted("free_hugepages")
+        rows = {row["id"]: row for row in json.loads(run("doctor", "--json", **environment).stdout)["rows"]}
+        row = rows[f"hugepages.vm.{guest.pid}"]
+        assert (row["name"].strip(), row["text"]) == ("web", f"uses {taken} pages")
+        [row] = json.loads(run("stats", "--json", **environment).stdout)
+        assert row["huge_pages"] == {"2M": taken}
+        assert f" {taken}x2M " in run("stats", "web", **environment).stdout
     finally:
         guest.terminate()
         guest.wait(20)

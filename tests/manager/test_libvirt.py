@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_write import write_qemu
 from kvmkit.manager.specfile import read_file
 from kvmkit.manager.toml import read_toml, write_toml
+from kvmkit.manager.translate import to_spec, write_spec
 
 GIB = 1 << 30
 
@@ -83,12 +85,36 @@ def test_os_firmware_efi_loader_secure_and_nvram_template() -> None:
         code="/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
         variables="/var/lib/libvirt/qemu/nvram/web_SECURE_VARS.fd",
         secure=True,
+        efi=True,
+        template="/usr/share/edk2/x64/OVMF_VARS.4m.fd",
     )
-    assert any("OVMF_VARS.4m.fd" in text for text in found.unlisted)
+    assert not any("OVMF_VARS.4m.fd" in text for text in found.unlisted)
+    written, _ = write_domain(found.description)
+    assert '<os firmware="efi">' in written
+    assert '<nvram template="/usr/share/edk2/x64/OVMF_VARS.4m.fd">' in written
 
 
 def test_memory_backing_hugepages() -> None:
     assert read_domain(DOMAIN, "web.xml").description.memory == Memory(size=GIB, hugepages=True)
+
+
+@pytest.mark.parametrize(
+    ("pages", "page", "left"),
+    [
+        ("", "", 0),
+        ('<page size="1" unit="G"/>', "1G", 0),
+        ('<page size="2048"/>', "2M", 0),
+        ('<page size="2048" nodeset="0"/>', "", 1),
+        ('<page size="16" unit="M"/>', "", 1),
+        ('<page size="2" unit="M"/><page size="1" unit="G"/>', "2M", 1),
+    ],
+)
+def test_the_size_of_huge_pages(pages: str, page: str, left: int) -> None:
+    text = re.sub(r"<hugepages.*?/>", f"<hugepages>{pages}</hugepages>", DOMAIN, count=1)
+    found = read_domain(text, "web.xml")
+    assert found.description.memory == Memory(size=GIB, hugepages=True, page=page)  # type: ignore[arg-type] # one of three
+    assert sum("hugepages/page" in line for line in found.unlisted) == left
+    assert to_spec(found.description).hugepages == (page or "default")
 
 
 def test_the_rest_of_a_domain() -> None:
@@ -96,7 +122,7 @@ def test_the_rest_of_a_domain() -> None:
     assert (found.name, found.cpus, found.board, found.accel) == ("web", 2, "q35", "kvm")
     assert found.disks == (Disk(path="/var/lib/libvirt/images/web.qcow2", format="qcow2", cache="none"),)
     assert found.networks == (Network(kind="bridge", interface="br0", mac="52:54:00:12:34:56"),)
-    assert found.serials == (Serial(kind="pty"),)
+    assert found.serials == (Serial(kind="stdio"),)  # `virsh console` is `kvmkit console`
     assert (found.display, found.vnc, found.graphics) == ("vnc", "127.0.0.1:5901", True)
     assert (found.rng, found.balloon, found.boot_order) == (True, True, "c")
 
@@ -177,6 +203,16 @@ def test_virt_xml_validate_accepts_what_we_write(line: str, tmp_path: Path) -> N
 def test_virt_xml_validate_accepts_the_domain_read_above(tmp_path: Path) -> None:
     validate(DOMAIN.strip(), tmp_path / "read.xml")
     validate(write_domain(read_domain(DOMAIN, "web.xml").description)[0], tmp_path / "written.xml")
+
+
+def test_a_written_spec_says_only_what_was_asked(tmp_path: Path) -> None:
+    spec = to_spec(parse("-accel tcg -m 1G -hda a -cdrom c -boot d -serial file:/s -pidfile /p".split()))
+    text = write_spec(spec)
+    assert "queues" not in text
+    assert 'path = "a"' in text
+    file = tmp_path / "vm.toml"
+    file.write_text(text)
+    assert read_file(str(file)) == spec
 
 
 def test_there_and_back() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import kvmkit
 from kvmkit.errors import BadInput
 from kvmkit.manager.description import Disk, Forward, Memory, Network, Serial
-from kvmkit.manager.fit import fitted_disks, lacking
+from kvmkit.manager.fit import fitted_disks, lacking, unasked
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_options import ARGUMENTS, FLAGS, OTHER_ARGUMENTS, OTHER_FLAGS, split_commas
 from kvmkit.manager.translate import to_spec
@@ -71,7 +71,7 @@ def test_the_pages_line_enable_kvm_m_1024_mem_path_hda() -> None:
         ("-name guest=web,debug-threads=on", "name", "web"),
         ("-name web", "name", "web"),
         ("-boot dc", "boot_order", "dc"),
-        ("-boot order=c,menu=on", "boot_order", "c"),
+        ("-boot order=c,strict=on", "boot_order", "c"),
         ("-nographic", "serials", (Serial(kind="stdio"),)),
         ("-serial mon:stdio", "serials", (Serial(kind="stdio"),)),
         ("-serial file:/tmp/a:b", "serials", (Serial(kind="file", path="/tmp/a:b"),)),
@@ -130,7 +130,14 @@ def test_firmware() -> None:
     [
         ("-device e1000", "virtio-net-pci"),
         ("-device nvme,drive=d", "virtio-blk-pci"),
-        ("-device usb-tablet", "virtio-tablet-pci"),
+        ("-device usb-tablet", "-nographic"),
+        ("-device VGA", "-nographic"),
+        ("-display gtk", "-nographic"),
+        ("-machine q35,usb=on", "need no USB"),
+        ("-machine acpi=off", "described by ACPI"),
+        ("-cpu host,hv-passthrough", "not Hyper-V's"),
+        ("-boot menu=on", "bootindex="),
+        ("-drive if=none,id=d,file=a -device virtio-blk,drive=d,logical_block_size=4096", "512 bytes"),
         ("-device vfio-pci,host=01:00.0", "can't be passed through"),
         ("-nic user,model=e1000", "virtio-net-pci"),
         ("-net nic", "-nic user"),
@@ -154,7 +161,7 @@ def test_firmware() -> None:
         ("-netdev user,id=n,hostfwd=tcp::x-:22", "tcp::2222-:22"),
         ("-netdev passt,id=n", "user, tap and bridge"),
         ("-rtc base=localtime", "UTC"),
-        ("-vga std", "-vga virtio"),
+        ("-vga std", "-nographic"),
         ("-boot a", "floppy"),
         ("-tpmdev emulator,id=t", "no TPM"),
         ("-blockdev {", "-blockdev"),
@@ -226,6 +233,22 @@ def kernel_that_says(path: Path, text: bytes, status: int) -> Path:
     header = struct.pack("<8I", magic, flags, -(magic + flags) & 0xFFFFFFFF, start, start, end, end, start + 32)
     path.write_bytes(header + code)
     return path
+
+
+def test_enforce_refuses_a_model_that_the_host_lacks_something_of(tmp_path: Path) -> None:
+    kernel = kernel_that_says(tmp_path / "kernel", b"hello", 3)
+    line = ("-accel", "tcg", "-nographic", "-device", "isa-debug-exit", "-kernel", str(kernel))
+    done = run(*line, "-cpu", "SapphireRapids,enforce")
+    assert done.returncode == 2
+    assert "this host lacks" in done.stderr
+    assert "avx" in done.stderr
+    assert run(*line, "-cpu", "max,enforce").returncode == 7
+
+
+def test_sockets_and_threads_are_told_of() -> None:
+    told = " ".join(unasked(parse(words("-smp 8,sockets=2,cores=2,threads=2 -kernel k"))))
+    assert "8 CPUs as cores of one socket" in told
+    assert "socket" not in " ".join(unasked(parse(words("-smp 8,sockets=1,cores=8,threads=1 -kernel k"))))
 
 
 def test_it_runs(tmp_path: Path) -> None:

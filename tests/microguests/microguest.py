@@ -11,7 +11,7 @@ from typing import Any
 from assembler import FINISH_PORT, ORIGIN, TRAP_PORT, assemble
 
 from kvmkit.accel import Exit, ExitReason
-from kvmkit.accel.state import Regs, Segment, Sregs
+from kvmkit.accel.structures import Regs, Segment, Sregs
 from kvmkit.bus import AddressSpace, Device
 from kvmkit.memory import GuestMemory
 

@@ -9,7 +9,7 @@ import struct
 import pytest
 from microguest import DATA, IDT
 
-from kvmkit.accel.state import Sregs
+from kvmkit.accel.structures import Sregs
 
 NON_CANONICAL = 0x8000 << 32
 POINTERS = {"LSTAR": 0xC0000082, "FS.base": 0xC0000100, "GS.base": 0xC0000101, "KernelGSbase": 0xC0000102}

@@ -10,7 +10,8 @@ import pytest
 from apic import MSI_ADDRESS, end_of_interrupt, lapic_on, pics, pit
 from microguest import DATA, MicroGuest
 
-from kvmkit.accel.state import VCPU_STATE, VM_STATE, Pit, Regs
+from kvmkit.accel.state import VCPU_STATE, VM_STATE
+from kvmkit.accel.structures import Pit, Regs
 from kvmkit.errors import KvmkitError
 
 CLOCKS = (0x10, 0x40000010, 0x40000020)  # the TSC and two counters of Hyper-V's go on by themselves

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmkit.accel.state import Pit as PitState
+from kvmkit.accel.structures import Pit as PitState
 from kvmkit.accel.tcg.chips import Chips
 
 CREATE_VM, CREATE_VCPU, CREATE_IRQCHIP, CREATE_PIT2 = 0xAE01, 0xAE41, 0xAE60, 0x4040AE77

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmkit.accel.state import Pit as PitState
+from kvmkit.accel.structures import Pit as PitState
 from kvmkit.accel.tcg.pit import Pit
 from kvmkit.errors import BadInput
 

@@ -7,9 +7,10 @@ doorbells; a vCPU has `run`, `kick` and state in and out. Both engines keep stat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kvmkit.bus import AddressSpace
@@ -35,8 +36,7 @@ class ExitReason(IntEnum):
     """HLT, in a VM that has no interrupt controller."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True):
     """One return of `VirtualCpu.run`. `detail` says in a line what the engine knows, `code` is its own number."""
 
     reason: ExitReason
@@ -44,8 +44,7 @@ class Exit:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class MsiRoute:
+class MsiRoute(Struct, frozen=True):
     """A global interrupt number (GSI, 24 and up) that stands for a message-signalled interrupt."""
 
     gsi: int

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+
+import msgspec
 
 from kvmkit.accel import ENGINES
 from kvmkit.errors import BadInput, HostError, KvmkitError
@@ -21,8 +21,7 @@ FAST_ENOUGH = 30.0
 CACHE_FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """What was found. `fit`: `auto` takes kvm. `reason` is one line; `advice`, when not empty, says what to do."""
 
     device: bool = False
@@ -30,7 +29,7 @@ class Probe:
     permission: bool = False
     """This user may open it."""
     api_version: int | None = None
-    capabilities: dict[str, int] = field(default_factory=dict)
+    capabilities: dict[str, int] = {}
     """KVM_CAP_ values by name, without that prefix."""
     ring0_rate: float | None = None
     """Millions of simple ring-0 instructions a second; None: not measured, or it failed."""
@@ -116,7 +115,7 @@ def _speed(fresh: bool) -> tuple[float, float]:
     path = _cache_file()
     if path is not None and not fresh:
         try:
-            cached = json.loads(path.read_text())
+            cached = msgspec.json.decode(path.read_bytes())
             if cached["key"] == key:
                 return float(cached["ring0"]), float(cached["exit_cost"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -125,7 +124,7 @@ def _speed(fresh: bool) -> tuple[float, float]:
 
     speed = measure()
     if path is not None:
-        _write(path, json.dumps({"key": key, "ring0": speed.ring0, "exit_cost": speed.exit_cost}))
+        _write(path, msgspec.json.encode({"key": key, "ring0": speed.ring0, "exit_cost": speed.exit_cost}))
     return speed.ring0, speed.exit_cost
 
 
@@ -153,10 +152,10 @@ def _cache_file() -> Path | None:
         return None  # nowhere to keep it: measure each time
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

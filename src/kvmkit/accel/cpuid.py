@@ -6,7 +6,7 @@ one that all vCPUs of a VM share, `for_vcpu` adds what tells them apart. Both en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvmkit.accel import models
 from kvmkit.accel.features import FEATURES, Word, canonical, masks
@@ -17,8 +17,7 @@ Table = dict[tuple[int, int | None], tuple[int, int, int, int]]
 EAX, EBX, ECX, EDX = range(4)
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
+class Baseline(Struct, frozen=True):
     """A model with the same face on every host of a vendor, so that a snapshot can travel between them."""
 
     name: str
@@ -63,8 +62,7 @@ _AMD_VENDORS = (b"AuthenticAMD", b"HygonGenuine")
 _DROPPED = {0x80000026, 0x8000001F, 0x80000025}
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """A parsed `--cpu`: a model's name (not an alias), and features to add to it and to take away.
 
     `nested`: the processor's own extension, vmx or svm, is to be there, or not to be; None leaves it to the model."""

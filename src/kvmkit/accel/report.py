@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvmkit.accel import Exit, ExitReason, VirtualCpu
-from kvmkit.accel.state import Regs, Segment, Sregs
+from kvmkit.accel.structures import Regs, Segment, Sregs
 from kvmkit.errors import KvmkitError
 from kvmkit.memory import GuestMemory
 

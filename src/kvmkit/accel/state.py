@@ -1,109 +1,19 @@
-"""The names and formats of saved state: KVM's own structures, as <linux/kvm.h> lays them out on x86-64.
+"""The names and sizes of saved state: bytes in KVM's own formats, as <linux/kvm.h> lays them out on x86-64.
 
-Engines give and take bytes; the ctypes structures here are for those who look inside (reports, boot, tests).
-Source: Documentation/virt/kvm/api.rst and arch/x86/include/uapi/asm/kvm.h of Linux.
+`kvmkit.accel.structures` looks inside. Source: Documentation/virt/kvm/api.rst of Linux.
 """
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
-
-
-class Regs(ctypes.Structure):
-    """struct kvm_regs."""
-
-    _fields_ = [
-        (name, c_uint64) for name in "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()
-    ]
-
-
-class Segment(ctypes.Structure):
-    """struct kvm_segment. `limit` is in bytes, whatever `g` says; `type` is the descriptor's four bits."""
-
-    _fields_ = [
-        ("base", c_uint64),
-        ("limit", c_uint32),
-        ("selector", c_uint16),
-        *((name, c_uint8) for name in "type present dpl db s l g avl unusable padding".split()),
-    ]
-
-
-class DescriptorTable(ctypes.Structure):
-    """struct kvm_dtable."""
-
-    _fields_ = [("base", c_uint64), ("limit", c_uint16), ("padding", c_uint16 * 3)]
-
-
-class Sregs(ctypes.Structure):
-    """struct kvm_sregs."""
-
-    _fields_ = [
-        *((name, Segment) for name in "cs ds es fs gs ss tr ldt".split()),
-        ("gdt", DescriptorTable),
-        ("idt", DescriptorTable),
-        *((name, c_uint64) for name in "cr0 cr2 cr3 cr4 cr8 efer apic_base".split()),
-        ("interrupt_bitmap", c_uint64 * 4),
-    ]
-
-
-class Events(ctypes.Structure):
-    """struct kvm_vcpu_events."""
-
-    _fields_ = [
-        *((name, c_uint8) for name in "exception_injected exception_nr has_error_code exception_pending".split()),
-        ("error_code", c_uint32),
-        *((name, c_uint8) for name in "interrupt_injected interrupt_nr interrupt_soft interrupt_shadow".split()),
-        *((name, c_uint8) for name in "nmi_injected nmi_pending nmi_masked nmi_padding".split()),
-        ("sipi_vector", c_uint32),
-        ("flags", c_uint32),
-        *((name, c_uint8) for name in "smm pending inside_nmi latched_init".split()),
-        ("triple_fault", c_uint8),
-        ("reserved", c_uint8 * 26),
-        ("exception_has_payload", c_uint8),
-        ("exception_payload", c_uint64),
-    ]
-
-
-class DebugRegs(ctypes.Structure):
-    """struct kvm_debugregs."""
-
-    _fields_ = [
-        ("db", c_uint64 * 4),
-        ("dr6", c_uint64),
-        ("dr7", c_uint64),
-        ("flags", c_uint64),
-        ("reserved", c_uint64 * 9),
-    ]
-
-
-class PitChannel(ctypes.Structure):
-    """struct kvm_pit_channel_state."""
-
-    _fields_ = [
-        ("count", c_uint32),
-        ("latched_count", c_uint16),
-        *((name, c_uint8) for name in "count_latched status_latched status read_state write_state".split()),
-        *((name, c_uint8) for name in "write_latch rw_mode mode bcd gate".split()),
-        ("count_load_time", ctypes.c_int64),
-    ]
-
-
-class Pit(ctypes.Structure):
-    """struct kvm_pit_state2."""
-
-    _fields_ = [("channels", PitChannel * 3), ("flags", c_uint32), ("reserved", c_uint32 * 9)]
-
-
 VCPU_STATE: dict[str, int | None] = {
-    "regs": ctypes.sizeof(Regs),
-    "sregs": ctypes.sizeof(Sregs),
+    "regs": 144,
+    "sregs": 312,
     "xcrs": 392,
     "xsave": None,  # KVM_GET_XSAVE2: as long as the processor's features make it; 4096 at least
     "msrs": None,  # struct kvm_msr_entry (index u32, reserved u32, data u64) after one another
-    "events": ctypes.sizeof(Events),
+    "events": 64,
     "lapic": 1024,
-    "debugregs": ctypes.sizeof(DebugRegs),
+    "debugregs": 128,
     "mp_state": 4,
 }
 """Parts of a vCPU's state, in the order they are to be set, and their bytes (None: varies)."""
@@ -112,7 +22,7 @@ VM_STATE: dict[str, int | None] = {
     "pic_master": 520,  # struct kvm_irqchip, chip 0
     "pic_slave": 520,
     "ioapic": 520,
-    "pit": ctypes.sizeof(Pit),
+    "pit": 112,
     "clock": 48,  # struct kvm_clock_data
 }
 """Parts of a VM's state beside its vCPUs and its memory."""

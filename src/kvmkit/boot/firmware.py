@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvmkit.accel.state import Regs, Sregs
+from kvmkit.accel.structures import Regs, Sregs
 from kvmkit.bus import Device
 from kvmkit.errors import BadInput, HostError
 from kvmkit.memory import HIGH_RAM, HOLE, GuestMemory

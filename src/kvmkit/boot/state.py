@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Protocol
-
-from kvmkit.accel.state import Regs, Segment, Sregs
+from typing import NamedTuple, Protocol
 
 GDT_64 = struct.pack(
     "<6Q",
@@ -39,8 +36,7 @@ class Vcpu(Protocol):
     def set(self, name: str, data: bytes) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class BootState:
+class BootState(NamedTuple):
     """How vCPU 0 is to start. Every other vCPU waits for INIT and SIPI, as after reset.
 
     `kind` is "linux" (vmlinux by the 64-bit boot protocol), "linux-decompressor" (the bzImage unpacks itself; `note`
@@ -57,32 +53,36 @@ class BootState:
 
     def apply(self, vcpu: Vcpu) -> None:
         """Set the registers of `vcpu`, fresh from reset. What has nothing to do with booting (APIC base) stays."""
-        sregs = Sregs.from_buffer_copy(vcpu.get("sregs"))
+        sregs = bytearray(vcpu.get("sregs"))
         wide = self.page_table is not None
         code, data, task = (0x10, 0x18, 0x20) if wide else (0x08, 0x10, 0x18)
-        sregs.cs = _segment(code, CODE, long=wide)
-        for name in ("ds", "es", "fs", "gs", "ss"):
-            setattr(sregs, name, _segment(data, DATA))
-        sregs.tr = Segment(base=0, limit=0xFFFF, selector=task, type=BUSY_TSS, present=1)
-        sregs.ldt = Segment(type=2, unusable=1)
-        sregs.gdt.base = self.gdt
-        sregs.gdt.limit = len(GDT_64 if wide else GDT_32) - 1
-        sregs.idt.base = sregs.idt.limit = 0
-        sregs.cr2 = 0
+        # struct kvm_sregs, as kvmkit.accel.state has it too: eight segments, GDT and IDT, control registers, EFER.
+        segments = [_segment(code, CODE, long=wide), *[_segment(data, DATA)] * 5]
+        segments.append(SEGMENT.pack(0, 0xFFFF, task, BUSY_TSS, 1, 0, 0, 0, 0, 0, 0, 0, 0))
+        segments.append(SEGMENT.pack(0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0))  # an LDT that is not there
+        at = SEGMENT.size * len(segments)
+        sregs[:at] = b"".join(segments)
+        DESCRIPTOR_TABLE.pack_into(sregs, at, self.gdt, len(GDT_64 if wide else GDT_32) - 1)
+        DESCRIPTOR_TABLE.pack_into(sregs, at + DESCRIPTOR_TABLE.size, 0, 0)
+        (cr8,) = struct.unpack_from("<Q", sregs, at + 2 * DESCRIPTOR_TABLE.size + 32)
+        cr0, cr3, cr4, efer = CR0_PE | CR0_ET, 0, 0, 0
         if self.page_table is not None:
-            sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG
-            sregs.cr3 = self.page_table
-            sregs.cr4 = CR4_PAE
-            sregs.efer = EFER_LME | EFER_LMA
-        else:
-            sregs.cr0 = CR0_PE | CR0_ET
-            sregs.cr3 = sregs.cr4 = sregs.efer = 0
+            cr0 |= CR0_MP | CR0_NE | CR0_WP | CR0_AM | CR0_PG
+            cr3, cr4, efer = self.page_table, CR4_PAE, EFER_LME | EFER_LMA
+        struct.pack_into("<6Q", sregs, at + 2 * DESCRIPTOR_TABLE.size, cr0, 0, cr3, cr4, cr8, efer)
         vcpu.set("sregs", bytes(sregs))
-        vcpu.set("regs", bytes(Regs(rip=self.entry, rflags=2, **self.registers)))
+        given = {**self.registers, "rip": self.entry, "rflags": 2}
+        vcpu.set("regs", struct.pack(f"<{len(REGISTERS)}Q", *(given.get(name, 0) for name in REGISTERS)))
 
 
-def _segment(selector: int, kind: int, *, long: bool = False) -> Segment:
+REGISTERS = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()
+"""struct kvm_regs."""
+SEGMENT = struct.Struct("<QIH10B")
+"""struct kvm_segment: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding."""
+DESCRIPTOR_TABLE = struct.Struct("<QH6x")
+"""struct kvm_dtable: base, limit."""
+
+
+def _segment(selector: int, kind: int, *, long: bool = False) -> bytes:
     """A flat segment of 4 GiB."""
-    return Segment(
-        base=0, limit=0xFFFFFFFF, selector=selector, type=kind, present=1, db=not long, s=1, l=long, g=1, unusable=0
-    )
+    return SEGMENT.pack(0, 0xFFFFFFFF, selector, kind, 1, 0, not long, 1, long, 1, 0, 0, 0)

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         import msgspec
 
-        fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode({"engine": found.engine, **fields})).decode() + "\n")
+        told = {"engine": found.engine, **msgspec.structs.asdict(found)}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(told)).decode() + "\n")
         return 0
     print(f"engine     {found.engine}  (what --accel auto takes)")
     print(f"/dev/kvm   {_device(found.device, found.permission, found.api_version)}")

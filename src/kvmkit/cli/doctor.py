@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     host = open_host(args.root)
-    report = examine(host, _measure() if host.live else None, _software())
+    report = examine(host, _measure() if host.live else None, _software(), _names() if host.live else None)
     if args.json:
         print(report.as_json())
     else:
@@ -35,6 +35,17 @@ def open_host(root: str) -> Host:
     if not Path(root).is_dir():
         raise BadInput(f"--root {root}: is no directory")
     return Host(root)
+
+
+def _names() -> dict[int, str]:
+    """This user's VMs that run, by their processes."""
+    from kvmkit.errors import KvmkitError
+    from kvmkit.manager import listing
+
+    try:
+        return {row.pid: row.name for row in listing.rows(everything=False) if row.pid}
+    except (KvmkitError, OSError):
+        return {}  # no directory for VMs can be had
 
 
 def _measure() -> Speed | None:

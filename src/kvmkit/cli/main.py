@@ -9,6 +9,7 @@ import signal
 import sys
 from types import FrameType, ModuleType
 
+from kvmkit.cli.lazy import put_off
 from kvmkit.cli.parser import Parser, nearest
 from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput, GuestFault, KvmkitError
@@ -24,6 +25,9 @@ def run(arguments: list[str], started_ns: int = 0) -> int:
 
     What it raises, besides SystemExit, is a mistake in kvmkit.
     """
+    put_off("msgspec._json_schema", "schema", "schema_components")
+    for part in "inspect", "toml", "yaml":
+        put_off(f"msgspec.{part}")
     _open_standard_descriptors()
     _end_on_signals()
     try:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+import sys
+from types import ModuleType
 from typing import NoReturn
 
 from kvmkit.errors import BadInput
+
+if "gettext" in sys.modules:
+    import argparse
+else:
+    # argparse has its messages translated, and the module that does it takes longer to import than argparse itself.
+    # There is nothing to translate here: it gets a stand-in, which is gone before anybody looks for the real one.
+    untranslated = ModuleType("gettext")
+    untranslated.gettext = lambda message: message  # type: ignore[attr-defined]  # as the module has it
+    untranslated.ngettext = lambda one, many, n: one if n == 1 else many  # type: ignore[attr-defined]  # the same
+    sys.modules["gettext"] = untranslated
+    try:
+        import argparse
+    finally:
+        del sys.modules["gettext"]
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

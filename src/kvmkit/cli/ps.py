@@ -47,11 +47,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-HEAD = ("NAME", "STATE", "ENGINE", "CPUS", "CPU%", "USED", "GIVEN", "UP", "")
+HEAD = ("NAME", "STATE", "ENGINE", "CPUS", "CPU%", "USED", "GIVEN", "HUGE", "UP", "")
+PAGES = HEAD.index("HUGE")
 
 
-def table(found: list[Row]) -> str:
-    lines: list[tuple[str, ...]] = [HEAD]
+def table(found: list[Row], *, huge: bool = False) -> str:
+    """`huge`: with the huge pages of each."""
+    lines: list[tuple[str, ...]] = [HEAD if huge else (*HEAD[:PAGES], *HEAD[PAGES + 1 :])]
     for row in found:
         alive = row.pid > 0
         reason = "" if row.ended is None else row.ended.reason
@@ -64,13 +66,19 @@ def table(found: list[Row]) -> str:
             f"{row.cpu_percent:.1f}" if alive else "-",
             size(row.memory_used) if alive else "-",
             size(row.memory_given) if row.memory_given else "-",
+            *([_pages(row)] if huge else []),
             duration(row.uptime) if alive else "-",
             "in the foreground" if alive and row.foreground else f"{reason}{detail}",
         )
         lines.append(tuple("".join(c if c.isprintable() else "?" for c in text) for text in shown))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip() + "\n"
                    for line in lines)  # fmt: skip
+
+
+def _pages(row: Row) -> str:
+    held = [f"{count}x{size}" for size, count in row.huge_pages.items()]
+    return " ".join(held + ([f"{size(row.transparent)} thp"] if row.transparent else [])) or "-"
 
 
 def size(count: float) -> str:

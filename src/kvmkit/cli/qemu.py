@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
+    from kvmkit.manager.description import Description
     from kvmkit.manager.spec import VmSpec
 
 SUMMARY = "run what QEMU's own command line describes"
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if missing:
         raise BadInput(f"qemu: this machine does not have {'; '.join(missing)}")
+    if description.cpu_enforce:
+        _enforce(description)
     for text in unasked(description):
         print(f"kvmkit: {text}", file=sys.stderr)
     from kvmkit.manager.translate import to_spec
@@ -77,3 +80,14 @@ def _daemonize(spec: VmSpec) -> int:
             raise
         print(f"kvmkit: it runs as {home.name}: kvmkit console {home.name}, kvmkit stop {home.name}", file=sys.stderr)
     return 0
+
+
+def _enforce(description: Description) -> None:
+    """Raise BadInput when the engine that will be taken lacks a feature of the model."""
+    from kvmkit.accel.choose import choose
+    from kvmkit.accel.cpuid import missing
+    from kvmkit.cli.cpu import software, supported
+
+    table = software() if choose(description.accel).__name__.endswith("tcg") else supported()
+    if lacks := missing(description.cpu, table):
+        raise BadInput(f"qemu -cpu {description.cpu},enforce: this host lacks {' '.join(lacks)}")

@@ -196,7 +196,6 @@ def run_spec(
 
     from kvmkit.cli import session
     from kvmkit.manager import create
-    from kvmkit.manager.pidfile import PidFile
 
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
@@ -204,14 +203,23 @@ def run_spec(
     machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
         attached=not spec.with_agent and not spec.serial
     )
-    with PidFile(spec.pidfile), create.make(spec, temporary=temporary) as home:
-        return session.run(
-            home,
-            machine,
-            command=list(spec.command) or None,
-            with_agent=spec.with_agent,
-            tty=tty,
-            stats=stats,
-            started_ns=started_ns,
-            serial=spec.serial,
-        )
+    pidfile = None
+    if spec.pidfile:
+        from kvmkit.manager.pidfile import PidFile
+
+        pidfile = PidFile(spec.pidfile)
+    try:
+        with create.make(spec, temporary=temporary) as home:
+            return session.run(
+                home,
+                machine,
+                command=list(spec.command) or None,
+                with_agent=spec.with_agent,
+                tty=tty,
+                stats=stats,
+                started_ns=started_ns,
+                serial=spec.serial,
+            )
+    finally:
+        if pidfile is not None:
+            pidfile.close()

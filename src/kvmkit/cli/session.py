@@ -12,7 +12,7 @@ from kvmkit import terminal
 from kvmkit.cli import stats_file
 from kvmkit.cli.main import say
 from kvmkit.errors import GuestFault, KvmkitError
-from kvmkit.manager import outcome, outlet
+from kvmkit.manager import outcome
 from kvmkit.manager.record import Ended
 
 if TYPE_CHECKING:
@@ -60,12 +60,16 @@ def run(
     except BaseException:
         home.discard()  # it was made for this
         raise
-    try:
-        led = outlet.attach(vmm, serial, say)
-    except BaseException as error:
-        vmm.finish(Ended(reason="not started", status=1, detail=str(error)))
-        raise
-    attended = attended and not serial
+    led = None
+    if serial:
+        from kvmkit.manager import outlet
+
+        attended = False
+        try:
+            led = outlet.attach(vmm, serial, say)
+        except BaseException as error:
+            vmm.finish(Ended(reason="not started", status=1, detail=str(error)))
+            raise
     undriven = _Undriven(vmm.machine)
     status = INTERRUPTED
     try:

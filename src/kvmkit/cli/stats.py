@@ -17,9 +17,12 @@ SUMMARY = VERBS["stats"].summary
 
 EPILOG = """\
 examples:
-  kvmkit stats                    every VM that runs: CPU over a fifth of a second, memory
+  kvmkit stats                    every VM that runs: CPU over a fifth of a second, memory, huge pages it holds
   kvmkit stats --watch web db     these, again every second, until Ctrl-C
   kvmkit stats --watch --every 5 --json    a JSON list a line
+
+HUGE is how many reserved huge pages of a size the VM has touched so far (512x2M), or how much of its memory is on
+transparent ones (64M thp).
 """
 
 
@@ -57,11 +60,11 @@ def _rows(names: list[str]) -> list[Row]:
     from kvmkit.manager.home import open_home
 
     if not names:
-        return listing.rows(everything=False)
+        return listing.rows(everything=False, pages=True)
     found = []
     for name in names:
         with open_home(name) as home:
-            found.append(listing.row(home))
+            found.append(listing.row(home, pages=True))
     return found
 
 
@@ -82,6 +85,6 @@ def _show(rows: list[Row], *, clear: bool, as_json: bool) -> None:
 
         text = msgspec.json.encode(rows).decode() + "\n"
     else:
-        text = table(rows)
+        text = table(rows, huge=True)
     sys.stdout.write(f"\x1b[H\x1b[J{text}" if clear else text)
     sys.stdout.flush()

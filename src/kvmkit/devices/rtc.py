@@ -6,7 +6,6 @@ when somebody looks, or when the deadline comes for an interrupt that the guest 
 
 from __future__ import annotations
 
-import calendar
 import threading
 import time
 from enum import IntEnum, IntFlag
@@ -164,15 +163,17 @@ class Rtc(Device):
 
     def _take_time(self) -> None:
         """Make the registers' time the time of now. What is no time (month 0, day 99) is brought into range."""
+        from calendar import monthrange, timegm  # a guest seldom sets its clock
+
         memory = self.memory
         year = self._decode(memory[Reg.CENTURY]) * 100 + self._decode(memory[Reg.YEAR])
         year = min(max(year, 1970), LAST_YEAR)
         month = min(max(self._decode(memory[Reg.MONTH]), 1), 12)
-        day = min(max(self._decode(memory[Reg.DAY]), 1), calendar.monthrange(year, month)[1])
+        day = min(max(self._decode(memory[Reg.DAY]), 1), monthrange(year, month)[1])
         hour = min(self._decode_hour(memory[Reg.HOURS]), 23)
         minute = min(self._decode(memory[Reg.MINUTES]), 59)
         second = min(self._decode(memory[Reg.SECONDS]), 59)
-        wanted = calendar.timegm((year, month, day, hour, minute, second)) * SECOND
+        wanted = timegm((year, month, day, hour, minute, second)) * SECOND
         self.offset = wanted + SECOND // 2 - self.clock()  # the first update comes half a second after SET is cleared
         self.seen = self._now()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 
 from kvmkit.host.kernel import KernelConfig, Modules, kernel_log, read_config
@@ -12,8 +13,10 @@ from kvmkit.host.system import Host
 
 
 class Context:
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, names: Mapping[int, str] | None = None) -> None:
+        """`names`: VMs that are known, by their processes."""
         self.host = host
+        self.names = names or {}
 
     @cached_property
     def cpu(self) -> Processor:
@@ -33,7 +36,7 @@ class Context:
 
     @cached_property
     def vms(self) -> list[VmProcess]:
-        return vm_processes(self.host)
+        return vm_processes(self.host, self.names)
 
     @cached_property
     def vendor_module(self) -> str:

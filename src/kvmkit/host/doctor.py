@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvmkit.host.checks import access, device, hardware, kernel, memory, nesting, tools
 from kvmkit.host.context import Context
 from kvmkit.host.report import ACCELERATED, NOTHING, SOFTWARE, VERDICTS, Report, Row, Speed
 from kvmkit.host.system import Host
 
 
-def examine(host: Host, speed: Speed | None = None, software: str | None = None) -> Report:
-    """Look at everything. `speed` is what /dev/kvm measured; `software` says why the software CPU can't run here
-    (None: it can). `Report.status` is 0 when a VM can run accelerated, 1 when only on tcg, 2 when not at all."""
-    context = Context(host)
+def examine(
+    host: Host, speed: Speed | None = None, software: str | None = None, names: Mapping[int, str] | None = None
+) -> Report:
+    """Look at everything.
+
+    `speed` is what /dev/kvm measured; `software` says why the software CPU can't run here (None: it can); `names` are
+    VMs that are known, by their processes. `Report.status` is 0 when a VM can run accelerated, 1 when only on tcg, 2
+    when not at all.
+    """
+    context = Context(host, names)
     rows = [*hardware.rows(context), *kernel.rows(context), *device.rows(context, speed)]
     rows += kernel.virtio_rows(context)
     rows += nesting.rows(context)

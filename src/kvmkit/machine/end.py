@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 
 class State(Enum):
@@ -29,8 +30,7 @@ class EndReason(Enum):
     """The spec's `timeout` is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """`detail` is one line; `report` is several, for SHUTDOWN and FAULT: registers, code, stack."""
 
     reason: EndReason

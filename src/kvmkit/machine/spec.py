@@ -161,6 +161,11 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     vsock: Vsock | None = None
 
     @property
+    def throws_away(self) -> bool:
+        """Whether a disk's changes go with the machine."""
+        return any(disk.snapshot for disk in self.disks) or any(unit.snapshot for unit in self.scsi)
+
+    @property
     def all_boot_order(self) -> tuple[int, ...]:
         """`boot_order`, then the disks it leaves out: as they come, CD-ROMs last."""
         units: tuple[Disk | ScsiDisk, ...] = (*self.disks, *self.scsi)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -90,7 +89,7 @@ class VirtioDevices:
                     self._memory,
                     file,
                     name=f"disk {disk.path}",
-                    serial=disk.serial or f"kvmkit-{string.ascii_lowercase[number % 26]}",
+                    serial=disk.serial or f"kvmkit-{chr(97 + number % 26)}",
                     queues=disk.queues or min(spec.cpus, 8),
                     log=self._log,
                 )

@@ -57,6 +57,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 128 * MIB
     path: str = ""
     hugepages: bool = False
+    page: Literal["", "2M", "1G"] = ""
+    """The size of a huge page; '' is the host's default."""
     preallocate: bool = False
     shared: bool = False
 
@@ -68,6 +70,10 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True):
     code: str = ""
     variables: str = ""
     secure: bool = False
+    efi: bool = False
+    """UEFI was asked for by that word, whichever image is it."""
+    template: str = ""
+    """What `variables` is copied from when it is not there."""
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +84,11 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     board: Literal["pc", "q35", "microvm"] = "pc"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     cpu: str = ""
+    cpu_enforce: bool = False
+    """Without one of the model's features it is not to start."""
     cpus: int = 1
+    one_socket: bool = True
+    """Nobody asked for sockets, dies or threads: the CPUs may be cores of one socket."""
     memory: Memory = Memory()
     kernel: str = ""
     initrd: tuple[str, ...] = ()

@@ -48,3 +48,18 @@ def replace(directory: int, name: str, data: bytes, *, sync: bool = False) -> No
         except OSError:
             pass
         raise
+
+
+def remove_tree(path: str | os.PathLike[str]) -> None:
+    """Remove a directory of this user's own with all that is in it; what can't be removed stays. (shutil's loads
+    compression libraries, which each run would pay for.)"""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    os.unlink(entry.path)
+        os.rmdir(path)
+    except OSError:
+        pass

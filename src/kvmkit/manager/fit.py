@@ -132,6 +132,8 @@ def unasked(description: Description) -> list[str]:
     found = []
     if description.defaults and not description.networks:
         found.append("QEMU would have given the guest a network card; this machine has none")
+    if not description.one_socket:
+        found.append(f"the guest sees its {description.cpus} CPUs as cores of one socket")
     for disk in description.disks:
         if disk.bus == "ide":
             kind = "a SCSI CD-ROM (/dev/sr0)" if disk.media == "cdrom" else "a virtio disk (/dev/vda, ...)"

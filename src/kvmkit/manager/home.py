@@ -162,15 +162,13 @@ class Home:
 
     def discard(self) -> None:
         """Remove it, by its own process or whoever holds the lock."""
-        from shutil import rmtree
-
         name = self.current_name()
         away = root() / f".gone.{os.getpid()}.{time.monotonic_ns():x}"
         try:
             os.rename(root() / name, away)
         except OSError as error:
             raise HostError(f"can't remove {root() / name}: {error.strerror}") from None
-        rmtree(away, ignore_errors=True)
+        files.remove_tree(away)
         events.note(name, "removed")
 
 
@@ -210,9 +208,7 @@ def create(name: str, spec: bytes, noted: Record, *, keep: bool = True) -> Home:
         home.name = _place(work, base, name)
     except BaseException as error:
         home.close()
-        from shutil import rmtree
-
-        rmtree(work, ignore_errors=True)
+        files.remove_tree(work)
         if isinstance(error, OSError):
             raise HostError(f"can't make a VM in {base}: {error.strerror}") from None
         raise
@@ -256,9 +252,7 @@ def _sweep(base: Path) -> None:
         if entry.name.startswith((".new.", ".gone.")):
             pid = entry.name.split(".")[2]
             if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and entry.stat().st_mtime < time.time() - 60:
-                from shutil import rmtree
-
-                rmtree(entry.path, ignore_errors=True)
+                files.remove_tree(entry.path)
 
 
 def _sweep_dead(name: str) -> None:

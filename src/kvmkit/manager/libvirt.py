@@ -135,12 +135,13 @@ class _Reader:
         for element in list(devices) if devices is not None else ():
             self.device(element)
         firmware, kernel, initrd, append, board, order = self.os()
+        memory, cpu, cpus = self.memory(), self.cpu(), self.cpus()
         known = frozenset("name uuid memory vcpu cpu os devices memoryBacking on_reboot".split())
         for element in self.root:
             if element.tag in ("features", "clock"):
                 self.parts(element)
             elif element.tag == "currentMemory":
-                if self.size(element) != self.memory().size:
+                if self.size(element) != memory.size:
                     self.leave_out(element)
             elif element.tag not in known and not _harmless(element):
                 self.leave_out(element)
@@ -150,9 +151,9 @@ class _Reader:
             uuid=self.text("uuid"),
             board=board,
             accel="kvm" if kind == "kvm" else "tcg",
-            cpu=self.cpu(),
-            cpus=self.cpus(),
-            memory=self.memory(),
+            cpu=cpu,
+            cpus=cpus,
+            memory=memory,
             kernel=kernel,
             initrd=initrd,
             append=append,
@@ -186,19 +187,30 @@ class _Reader:
         if element is None:
             raise self.bad("has no <memory>")
         shared = hugepages = preallocate = False
+        page: Literal["", "2M", "1G"] = ""
         backing = self.root.find("memoryBacking")
         for part in list(backing) if backing is not None else ():
             if part.tag == "hugepages":
                 hugepages = True
-                for page in part:
-                    self.leave_out(page, "domain/memoryBacking/hugepages")
+                page = self.huge_page(part)
             elif part.tag == "access" and part.get("mode") in ("shared", "private"):
                 shared = part.get("mode") == "shared"
             elif part.tag == "allocation" and part.get("mode") in ("immediate", "ondemand"):
                 preallocate = part.get("mode") == "immediate"
             elif not (part.tag == "source" and part.get("type") in ("memfd", "anonymous")):
                 self.leave_out(part, "domain/memoryBacking")
-        return Memory(size=self.size(element), hugepages=hugepages, shared=shared, preallocate=preallocate)
+        return Memory(size=self.size(element), hugepages=hugepages, page=page, shared=shared, preallocate=preallocate)
+
+    def huge_page(self, element: ElementTree.Element) -> Literal["", "2M", "1G"]:
+        """The one size of page that is named, if any; for parts of the guest's memory there are none."""
+        found: Literal["", "2M", "1G"] = ""
+        for part in element:
+            size = self.size(part_of_size(part)) if part.get("size") else 0
+            if size not in (2 << 20, 1 << 30) or "nodeset" in part.attrib or found:
+                self.leave_out(part, "domain/memoryBacking/hugepages")
+            else:
+                found = "2M" if size == 2 << 20 else "1G"
+        return found
 
     def cpus(self) -> int:
         element = self.root.find("vcpu")
@@ -230,7 +242,7 @@ class _Reader:
         element = self.root.find("os")
         if element is None:
             raise self.bad("has no <os>")
-        code = variables = bios = ""
+        code = variables = bios = template = ""
         secure = False
         order = ""
         board: Literal["pc", "q35", "microvm"] = "pc"
@@ -249,17 +261,16 @@ class _Reader:
                     bios = text
             elif part.tag == "nvram":
                 variables = text
-                if template := part.get("template"):
-                    self.unlisted.append(f"domain/os/nvram template={template!r}: {text} has to be there")
+                template = part.get("template", "")
             elif part.tag == "boot":
                 order += {"hd": "c", "cdrom": "d", "network": "n"}.get(part.get("dev", ""), "")
             elif part.tag not in ("kernel", "initrd", "cmdline"):
                 self.leave_out(part, "domain/os")
-        uefi = element.get("firmware") == "efi" and not code
-        if uefi:
+        efi = element.get("firmware") == "efi"
+        if efi and not code:
             self.unlisted.append("domain/os firmware='efi' without a <loader>: name the image")
         initrd = self.text("os/initrd")
-        firmware = Firmware(bios=bios, code=code, variables=variables, secure=secure)
+        firmware = Firmware(bios=bios, code=code, variables=variables, secure=secure, efi=efi, template=template)
         return firmware, self.text("os/kernel"), (initrd,) if initrd else (), self.text("os/cmdline"), board, order
 
     def device(self, element: ElementTree.Element) -> None:
@@ -325,8 +336,8 @@ class _Reader:
         kind, source = element.get("type"), element.find("source")
         path = "" if source is None else source.get("path", "")
         if kind in ("pty", "stdio", "null"):
-            kinds: dict[str, Literal["pty", "stdio", "null"]] = {"pty": "pty", "stdio": "stdio", "null": "null"}
-            self.serials.append(Serial(kind=kinds[kind]))
+            # libvirt's pty is what `virsh console` shows; here that is the terminal, or `kvmkit console`.
+            self.serials.append(Serial(kind="null" if kind == "null" else "stdio"))
         elif kind in ("file", "unix") and path:
             self.serials.append(Serial(kind="file" if kind == "file" else "unix", path=path))
         else:
@@ -379,6 +390,13 @@ class _Reader:
             self.vsock = int(text)
         else:
             self.leave_out(element, "devices")
+
+
+def part_of_size(page: ElementTree.Element) -> ElementTree.Element:
+    """<page size="2" unit="M"/> as <page unit="M">2</page>."""
+    made = ElementTree.Element(page.tag, unit=page.get("unit", "KiB"))
+    made.text = page.get("size")
+    return made
 
 
 def _bus(name: str) -> str:

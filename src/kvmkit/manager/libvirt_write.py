@@ -66,7 +66,9 @@ def _memory(root: Element, description: Description) -> None:
         return
     backing = SubElement(root, "memoryBacking")
     if memory.hugepages or memory.path:
-        SubElement(backing, "hugepages")
+        hugepages = SubElement(backing, "hugepages")
+        if memory.page:
+            SubElement(hugepages, "page", size=memory.page[:-1], unit={"M": "MiB", "G": "GiB"}[memory.page[-1]])
     if memory.shared:
         SubElement(backing, "access", mode="shared")
     if memory.preallocate:
@@ -88,11 +90,16 @@ def _os(root: Element, description: Description) -> None:
 
 
 def _firmware(element: Element, firmware: Firmware) -> None:
+    if firmware.efi:
+        element.set("firmware", "efi")
     if firmware.code:
         secure = "yes" if firmware.secure else "no"
         SubElement(element, "loader", readonly="yes", secure=secure, type="pflash").text = abspath(firmware.code)
         if firmware.variables:
-            SubElement(element, "nvram").text = abspath(firmware.variables)
+            nvram = SubElement(element, "nvram")
+            nvram.text = abspath(firmware.variables)
+            if firmware.template:
+                nvram.set("template", abspath(firmware.template))
     elif firmware.bios:
         SubElement(element, "loader", type="rom").text = abspath(firmware.bios)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tty
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,12 +27,6 @@ def check(text: str) -> None:
         raise BadInput(f"serial {text}: it is one of {', '.join(FORMS)}")
     if kind == "unix" and len(os.fsencode(path)) > 107:
         raise BadInput(f"serial {text}: a socket's path has up to 107 bytes")
-
-
-def absolute(text: str, base: str) -> str:
-    """The same with a whole path, which was relative to `base`."""
-    kind, colon, path = text.partition(":")
-    return f"{kind}:{os.path.join(base, path)}" if colon else text
 
 
 def attach(vmm: Vmm, text: str, say: Callable[[str], None]) -> Outlet | None:
@@ -80,6 +73,8 @@ class FileOutlet(Outlet):
 class PtyOutlet(Outlet):
     def __init__(self, vmm: Vmm, path: str) -> None:
         self._fd, self._held = os.openpty()  # with one end open here, the other may come and go
+        import tty  # seldom used, and slow to import
+
         tty.setraw(self._held)
         os.set_blocking(self._fd, False)
         self.where = os.ttyname(self._held)

@@ -46,7 +46,7 @@ class _Translation:
         self.memory_path, self.preallocate = "", False
         self.backends: dict[str, Memory] = {}
         self.memory_backend = ""
-        self.cpu, self.cpus = "", 1
+        self.cpu, self.cpus, self.cpu_enforce, self.one_socket = "", 1, False, True
         self.texts: dict[str, str] = {}
         self.initrd: list[str] = []
         self.serials: list[Serial] = []
@@ -116,9 +116,24 @@ class _Translation:
             if node := pairs.get(key):
                 self.devices.flash_node(node)
         pairs.ignore(
-            "usb", "vmport", "hpet", "dump-guest-core", "mem-merge", "kernel_irqchip", "kernel-irqchip", "acpi"
+            "vmport",
+            "dump-guest-core",
+            "mem-merge",
+            "kernel_irqchip",
+            "kernel-irqchip",
+            "graphics",
+            "pit",
+            "pic",
+            "rtc",
         )
-        pairs.ignore("graphics", "pit", "pic", "rtc", "isa-serial", "x-option-roms", "auto-kernel-cmdline", "pcie")
+        for key, unwanted, nearest in (
+            ("usb", True, "virtio devices need no USB"),
+            ("hpet", True, "our machine has no HPET"),
+            ("acpi", False, "the machine is described by ACPI"),
+        ):
+            if pairs.flag(key, not unwanted) is unwanted:
+                raise refuse(f"-machine {key}={'on' if unwanted else 'off'}", nearest)
+        pairs.ignore("isa-serial", "x-option-roms", "auto-kernel-cmdline", "pcie")
         pairs.finish()
 
     _M = _machine
@@ -128,8 +143,12 @@ class _Translation:
         changes = []
         for word in properties:
             key, equals, value = word.partition("=")
-            if key in ("check", "enforce", "migratable", "host-cache-info", "l3-cache", "hv-passthrough"):
+            if key == "enforce":
+                self.cpu_enforce = value != "off"
+            if key in ("check", "enforce", "migratable", "host-cache-info", "l3-cache"):
                 continue
+            if key == "hv-passthrough" or key.startswith(("hv-", "hv_")):
+                raise refuse(f"-cpu ...,{word}", "the guest sees KVM's own paravirtual features, not Hyper-V's")
             if equals:
                 if value not in ("on", "off"):
                     raise refuse(f"-cpu ...,{word}", "features are switched by +NAME and -NAME")
@@ -154,6 +173,7 @@ class _Translation:
             raise refuse(f"-smp maxcpus={most}", "CPUs can't be added later; give as many as the guest is to have")
         if told is not None and told != self.cpus and not (shape.count(None) and self.cpus % told == 0):
             raise BadInput(f"qemu -smp {argument}: sockets, cores and threads make {told} CPUs, not {self.cpus}")
+        self.one_socket = all((count or 1) == 1 for index, count in enumerate(shape) if index != 3)
 
     def _m(self, argument: str) -> None:
         pairs = Pairs("m", argument, "size")
@@ -175,15 +195,26 @@ class _Translation:
                 size=size_of(pairs.need("size"), "object size"),
                 path=path,
                 hugepages=pairs.flag("hugetlb"),
+                page=self._huge_page(pairs),
                 preallocate=pairs.flag("prealloc"),
                 shared=pairs.flag("share"),
             )
-            pairs.ignore("merge", "dump", "hugetlbsize", "prealloc-threads", "discard-data", "seal", "align")
+            pairs.ignore("merge", "dump", "prealloc-threads", "discard-data", "seal", "align")
         elif kind == "iothread":
             pass  # every device of ours has a thread of its own
         else:
             raise refuse(f"-object {kind}", "it has memory-backend-ram, -file and -memfd, rng-random and iothread")
         pairs.finish()
+
+    @staticmethod
+    def _huge_page(pairs: Pairs) -> Literal["", "2M", "1G"]:
+        text = pairs.get("hugetlbsize")
+        if not text:
+            return ""
+        size = size_of(text, "object hugetlbsize")
+        if size not in (2 * MIB, 1024 * MIB):
+            raise refuse(f"-object hugetlbsize={text}", "it has 2M and 1G")
+        return "2M" if size == 2 * MIB else "1G"
 
     def _numa(self, argument: str) -> None:
         pairs = Pairs("numa", argument, "type")
@@ -222,7 +253,9 @@ class _Translation:
 
     def _vga(self, argument: str) -> None:
         if argument not in ("none", "virtio"):
-            raise refuse(f"-vga {argument}", "it has -vga virtio and -vga none")
+            raise refuse(
+                f"-vga {argument}", "there is no graphics card: -vga none and the serial console, by -nographic"
+            )
         self.devices.graphics = argument == "virtio"
 
     # What the user sees of it
@@ -281,7 +314,9 @@ class _Translation:
         if "a" in order:
             raise refuse(f"-boot {order}", "there is no floppy drive")
         self.boot_order = order
-        pairs.ignore("menu", "splash", "splash-time", "reboot-timeout", "strict")
+        if pairs.flag("menu"):
+            raise refuse("-boot menu=on", "say the order: -boot order=, or bootindex= at a device")
+        pairs.ignore("splash", "splash-time", "reboot-timeout", "strict")
         pairs.finish()
 
     def _name(self, argument: str) -> None:
@@ -305,6 +340,8 @@ class _Translation:
             board=self.board,
             accel=self._accel_result(),
             cpu=self.cpu,
+            cpu_enforce=self.cpu_enforce,
+            one_socket=self.one_socket,
             cpus=self.cpus,
             memory=memory,
             kernel=self.texts.get("kernel", ""),

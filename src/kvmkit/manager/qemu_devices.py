@@ -178,8 +178,10 @@ class Devices:
             serial=pairs.get("serial", disk.serial),
             boot_index=pairs.number("bootindex", 0, 65535),
         )
-        pairs.ignore("write-cache", "share-rw", "unit", "scsi-id", "lun", "channel", "logical_block_size", "discard")
-        pairs.ignore("physical_block_size", "config-wce", "rotation_rate", "device_id", "vendor", "product")
+        if pairs.get("logical_block_size", "512") != "512":
+            raise refuse(f"-device {kind},logical_block_size=", "a disk's blocks have 512 bytes")
+        pairs.ignore("write-cache", "share-rw", "unit", "scsi-id", "lun", "channel", "discard")
+        pairs.ignore("physical_block_size", "config-wce", "rotation_rate", "device_id")
         self.disks.append((None, disk))
 
     def _network_device(self, pairs: Pairs) -> None:
@@ -272,8 +274,11 @@ def _nearest_device(kind: str) -> str:
     for words, nearest in (
         (("e1000", "rtl8139", "ne2k", "pcnet", "vmxnet3", "usb-net"), "its network card is virtio-net-pci"),
         (("nvme", "usb-storage", "lsi", "megasas", "mptsas", "pvscsi"), "its disks are virtio-blk-pci or scsi-hd"),
-        (("vga", "cirrus-vga", "qxl", "bochs", "vmware-svga", "secondary"), "its graphics card is virtio-gpu-pci"),
-        (("usb-tablet", "usb-mouse", "usb-kbd"), "it has virtio-tablet-pci and virtio-keyboard-pci"),
+        (
+            ("vga", "cirrus-vga", "qxl", "bochs", "vmware-svga", "secondary"),
+            "there is no graphics card; the serial console is by -nographic",
+        ),
+        (("usb-tablet", "usb-mouse", "usb-kbd"), "there is no screen to point at; the serial console is by -nographic"),
         (("tpm",), "there is no TPM"),
         (("usb", "qemu-xhci", "nec-usb", "piix"), "there is no USB"),
         (("vfio",), "devices of the host can't be passed through"),
@@ -282,7 +287,7 @@ def _nearest_device(kind: str) -> str:
     ):
         if any(kind.lower().startswith(word) for word in words):
             return nearest
-    return "it has virtio-blk, -net, -scsi, -serial, -rng, -balloon, -vsock, -gpu and input devices"
+    return "it has virtio-blk, -net, -scsi, -serial, -rng, -balloon and -vsock"
 
 
 def _path(text: str, option: str) -> str:

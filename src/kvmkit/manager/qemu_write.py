@@ -15,7 +15,7 @@ def write_qemu(description: Description) -> list[str]:
     for option, text in (
         ("name", f"guest={_comma(description.name)}" if description.name else ""),
         ("uuid", description.uuid),
-        ("cpu", description.cpu),
+        ("cpu", description.cpu + (",enforce" if description.cpu_enforce else "")),
         ("smp", str(description.cpus) if description.cpus != 1 else ""),
         ("kernel", description.kernel),
         ("initrd", ",".join(_comma(path) for path in description.initrd)),
@@ -60,6 +60,7 @@ def _memory(description: Description) -> list[str]:
         options = [f"mem-path={_comma(memory.path)}"] if memory.path else []
         for name, on in (("hugetlb", memory.hugepages), ("share", memory.shared), ("prealloc", memory.preallocate)):
             options += [f"{name}=on"] if on else []
+        options += [f"hugetlbsize={memory.page}"] if memory.page and not memory.path else []
         return [*words, "-object", ",".join([kind, "id=ram", f"size={memory.size >> 10}K", *options])]
     if memory.path:
         words += ["-mem-path", memory.path]

@@ -27,9 +27,6 @@ MOST_PENDING = 1 << 20
 MOST_COMPLAINTS = 100
 FAREWELL_SECONDS = 1.0
 
-_more = msgspec.json.Decoder(More)
-_request = msgspec.json.Decoder(Request)
-
 
 class Task(Protocol):
     """What a connection waits for after its request."""
@@ -223,7 +220,7 @@ class Server:
     def _message(self, peer: Peer, line: bytes) -> None:
         if not peer.requested:
             try:
-                request = _request.decode(line)
+                request = msgspec.json.decode(line, type=Request)
             except (msgspec.DecodeError, RecursionError) as error:
                 raise BadInput(f"that is no request of the control protocol: {error}") from None
             if request.kvmkit != wire.VERSION:
@@ -234,7 +231,7 @@ class Server:
                 peer.closing = True
         elif peer.task is not None:
             try:
-                message = _more.decode(line)
+                message = msgspec.json.decode(line, type=More)
             except (msgspec.DecodeError, RecursionError) as error:
                 raise BadInput(f"that is no message of the control protocol: {error}") from None
             peer.task.more(message)

@@ -146,13 +146,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     def absolute(self, base: Path | None = None) -> VmSpec:
         """The same with whole paths, which were relative to `base` (default: the current directory)."""
-        from kvmkit.manager import outlet
-
         base = base or Path.cwd()
         return msgspec.structs.replace(
             self,
             kernel=os.path.join(base, self.kernel) if self.kernel else "",
-            serial=outlet.absolute(self.serial, str(base)),
+            serial=_absolute_serial(self.serial, base),
             pidfile=os.path.join(base, self.pidfile) if self.pidfile else "",
             firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
@@ -233,6 +231,11 @@ def _whole(disk: Disk, base: Path) -> Disk:
         backing=os.path.join(base, disk.backing) if disk.backing else "",
         key=os.path.join(base, disk.key) if disk.key else "",
     )
+
+
+def _absolute_serial(text: str, base: Path) -> str:
+    kind, colon, path = text.partition(":")
+    return f"{kind}:{os.path.join(base, path)}" if colon else text
 
 
 def is_multiboot(kernel: str) -> bool:

@@ -23,7 +23,7 @@ def to_spec(description: Description) -> VmSpec:
         name=description.name,
         accel=description.accel,
         memory=f"{size // MIB}M" if size % MIB == 0 else f"{size // 1024}K",
-        hugepages="default" if description.memory.hugepages and not description.memory.path else "",
+        hugepages=_hugepages(description.memory),
         memory_path=description.memory.path,
         preallocate=description.memory.preallocate,
         cpus=description.cpus,
@@ -53,6 +53,10 @@ def _serial(description: Description) -> str:
     return {"stdio": "", "null": "null", "pty": "pty"}.get(serial.kind, f"{serial.kind}:{serial.path}")
 
 
+def _hugepages(memory: Memory) -> Literal["", "default", "2M", "1G"]:
+    return (memory.page or "default") if memory.hugepages and not memory.path else ""
+
+
 def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     """(the description, what of the VM it can't hold, each in words)."""
     from kvmkit.machine import parse_size
@@ -60,8 +64,8 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     left = []
     if not spec.kernel and not spec.firmware:
         left.append(f"the image {spec.image or 'debian'}: only kvmkit has it; name a kernel, or a disk to start from")
-    if spec.hugepages in ("2M", "1G", "transparent"):
-        left.append(f"hugepages {spec.hugepages}: the size is the host's to choose there")
+    if spec.hugepages == "transparent":
+        left.append("transparent huge pages: they are the host's to choose there")
     if spec.command:
         left.append(f"the command {' '.join(spec.command)}: it is for kvmkit's agent")
     if spec.timeout is not None:
@@ -106,6 +110,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
             size=parse_size(str(spec.memory)),
             path=spec.memory_path,
             hugepages=bool(spec.hugepages) and spec.hugepages != "transparent",
+            page=spec.hugepages if spec.hugepages in ("2M", "1G") else "",
             preallocate=spec.preallocate,
         ),
         kernel=spec.kernel,
@@ -143,4 +148,16 @@ def write_spec(spec: VmSpec) -> str:
     values = msgspec.to_builtins(spec)
     if not isinstance(values, dict):
         raise BadInput("a spec is a table")
+    for key in ("disks", "scsi"):
+        values[key] = [_said(one) for one in getattr(spec, key)]
+        if not values[key]:
+            del values[key]
     return table(values, "")
+
+
+def _said(value: msgspec.Struct) -> dict[str, object]:
+    """The fields that are not as they are where nothing is said."""
+    fields = zip(value.__struct_fields__, value.__struct_defaults__[-len(value.__struct_fields__) :], strict=False)
+    defaults = {name: default for name, default in fields if default is not msgspec.NODEFAULT}
+    told = {name: getattr(value, name) for name in value.__struct_fields__}
+    return {name: given for name, given in told.items() if name not in defaults or defaults[name] != given}

@@ -18,7 +18,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, files, outcome, record, tasks, vsock, wire
+from kvmkit.manager import events, files, outcome, record, vsock, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
@@ -285,6 +285,8 @@ class Vmm:
             raise self.client.broken
 
     def _act(self, peer: Peer, request: Request) -> Task | None:
+        from kvmkit.manager import tasks  # most VMs that run a command are never asked for anything
+
         match request.verb:
             case "exec":
                 self._check_agent()

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from kvmkit.accel.state import Regs, Segment, Sregs
+from kvmkit.accel.structures import Regs, Segment, Sregs
 from kvmkit.bus import AddressSpace
 from kvmkit.errors import KvmkitError
 from kvmkit.memory import GuestMemory

@@ -20,7 +20,7 @@ from cython.cimports.kvmkit.accel.tcg.registers import field64
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 
-from kvmkit.accel.state import DebugRegs, Events, Regs, Sregs
+from kvmkit.accel.structures import DebugRegs, Events, Regs, Sregs
 from kvmkit.errors import BadInput
 
 # In the order of x86's encoding (as the CPU keeps them) under their names in struct kvm_regs.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvmkit.bus.pc import ACPI_TABLES, ACPI_TABLES_END
 from kvmkit.errors import BadInput
@@ -21,8 +20,7 @@ MAX_CPUS = 4096
 """Names of processors in the DSDT have three hexadecimal digits."""
 
 
-@dataclass(frozen=True, slots=True)
-class AcpiTables:
+class AcpiTables(NamedTuple):
     """`rsdp` is the root pointer's guest physical address; each of `blobs` is (address, bytes) to write there."""
 
     rsdp: int

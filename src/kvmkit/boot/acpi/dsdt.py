@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvmkit.bus.pc import I8042_COMMAND, I8042_DATA, RTC_IRQ, RTC_PORT, SLEEP_S5
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 KEYBOARD_IRQ = 1
 
 
-@dataclass(frozen=True, slots=True)
-class MmioDevice:
+class MmioDevice(NamedTuple):
     """A virtio-mmio device: `uid` is unique among them, `size` bytes of registers at guest physical `base`, below
     4 GiB, and an interrupt line. The line is edge-triggered, as an irqfd without resample drives it, unless `level`."""
 

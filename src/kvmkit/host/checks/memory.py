@@ -35,9 +35,12 @@ def rows(context: Context) -> Iterator[Row]:
         fix = "sudo kvmkit host hugepages enable --memory 1G --persist" if enable else ""
         yield Row(f"hugepages.{name}", GROUP, f"{name} pages{mark}", "ok" if pool.total else "note", text, fix)
         for process in context.vms:
-            if process.huge and pool.size == default:
-                text = f"uses {process.huge // pool.size} pages"
-                yield Row(f"hugepages.vm.{process.pid}", GROUP, f"  {process.name or process.command}", "note", text)
+            held = dict(process.pages).get(pool.size, 0)
+            if not process.pages and pool.size == default:  # of another user's: the sum alone is seen
+                held = process.huge // pool.size
+            if held:
+                id = f"hugepages.vm.{process.pid}" + ("" if pool.size == default else f".{name}")
+                yield Row(id, GROUP, f"  {process.name or process.command}", "note", f"uses {held} pages")
     yield from _mounts(context)
     enabled = host.value("/sys/kernel/mm/transparent_hugepage/enabled") or ""
     if chosen := re.search(r"\[(\w+)\]", enabled):
@@ -49,6 +52,10 @@ def rows(context: Context) -> Iterator[Row]:
         fix = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled" if chosen[1] == "never" else ""
         state = "note" if fix else "ok"
         yield Row("thp", GROUP, "transparent", state, f"{chosen[1]}: {means}", fix)  # type: ignore[arg-type] # a State
+        for process in context.vms:
+            if process.transparent:
+                name, text = process.name or process.command, f"has {process.transparent >> 20} MiB on them"
+                yield Row(f"thp.vm.{process.pid}", GROUP, f"  {name}", "note", text)
 
 
 def _mounts(context: Context) -> Iterator[Row]:

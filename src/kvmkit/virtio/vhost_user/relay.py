@@ -5,8 +5,8 @@ the engine learns what was written to memory (the software CPU must forget code 
 gives the fences that its guests' instructions lack; every address is checked before the backend sees it; a packed ring
 can meet a backend that knows split ones only; and when the backend dies, what it had not answered is still known.
 
-The data itself is not copied: the backend maps the guest's memory. But a disk's writes are, until the guest's next flush
-has been answered: a backend keeps parts of what it answered in its own memory (qcow2 its tables), which dies with it,
+The data itself is not copied: the backend maps the guest's memory. But a disk's writes are, until the guest's next
+flush has been answered: a backend keeps parts of what it answered in its own memory (qcow2 its tables), which dies with it,
 and a guest that goes on counts on them. They are written again, in order, before anything else.
 """
 
@@ -356,8 +356,7 @@ class Relay(VirtioDevice):
             flags = DESC_NEXT
             table[0] = r.guest + SPARE_AT + FLUSH_HEADER
             table[1] = (
-                cython.cast(uint64_t, cython.sizeof(DiskHeader))
-                | flags << 32
+                cython.sizeof(DiskHeader) | flags << 32
                 | cython.cast(uint64_t, r.link[head]) << 48
             )
             table = cython.cast(cython.pointer(uint64_t), r.memory + 16 * r.link[head])
@@ -551,7 +550,7 @@ class Relay(VirtioDevice):
         table: cython.pointer(uint64_t) = cython.cast(cython.pointer(uint64_t), r.memory)
         flags = DESC_NEXT
         table[0] = r.guest + SPARE_AT + AGAIN_HEADER
-        table[1] = cython.cast(uint64_t, cython.sizeof(DiskHeader)) | flags << 32 | cython.cast(uint64_t, 1) << 48
+        table[1] = cython.sizeof(DiskHeader) | flags << 32 | cython.cast(uint64_t, 1) << 48
         table[2] = r.guest + BOUNCE_AT
         table[3] = length | flags << 32 | cython.cast(uint64_t, 2) << 48
         flags = DESC_WRITE
