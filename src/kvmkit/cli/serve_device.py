@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("kind", metavar="KIND", choices=sorted(KINDS), help=", ".join(sorted(KINDS)))
     parser.add_argument("what", metavar="WHAT", nargs="?", help="blk: PATH[,ro][,direct][,queues=N][,LIMIT]...")
-    parser.add_argument("--socket", metavar="PATH", required=True, help="where it is offered; made, and removed at the end")
+    parser.add_argument("--socket", metavar="PATH", required=True, help="where it is offered")
 
 
 def _blk(what: str | None, memory: ForeignMemory, log: Callable[[str], None]) -> VirtioDevice:
@@ -55,7 +55,7 @@ def _blk(what: str | None, memory: ForeignMemory, log: Callable[[str], None]) ->
     disk = parse_disk(what)
     disk.check()
     if disk.served or disk.snapshot:
-        raise BadInput(f"serve-device blk {what}: only raw disks, without snapshot; others by qemu-storage-daemon itself")
+        raise BadInput(f"serve-device blk {what}: raw disks only; others by qemu-storage-daemon itself")
     file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct, raw=disk.format == "raw")
     try:
         device = Blk(

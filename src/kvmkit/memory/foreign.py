@@ -12,9 +12,9 @@ from kvmkit.errors import BadInput
 
 @cython.cclass
 class ForeignMemory(GuestMemory):
-    """Empty until `map`. Nobody may be using it while its pieces change."""
+    """Empty until `map`, whatever `size` its base class is given. Nobody may be using it while its pieces change."""
 
-    def __cinit__(self, size=4096):
+    def __cinit__(self, size):
         self.ram.size = self.ram.low = self.size = self.low = 0
         self.ram.regions = self.table
         self.ram.region_count = 0

@@ -6,8 +6,8 @@ gives the fences that its guests' instructions lack; every address is checked be
 can meet a backend that knows split ones only; and when the backend dies, what it had not answered is still known.
 
 The data itself is not copied: the backend maps the guest's memory. But a disk's writes are, until the guest's next
-flush has been answered: a backend keeps parts of what it answered in its own memory (qcow2 its tables), which dies with it,
-and a guest that goes on counts on them. They are written again, in order, before anything else.
+flush has been answered: a backend keeps parts of what it answered in its own memory (qcow2 its tables), which dies with
+it, and a guest that goes on counts on them. They are written again, in order, before anything else.
 """
 
 import mmap
@@ -355,10 +355,7 @@ class Relay(VirtioDevice):
             table = cython.cast(cython.pointer(uint64_t), r.memory + 16 * head)
             flags = DESC_NEXT
             table[0] = r.guest + SPARE_AT + FLUSH_HEADER
-            table[1] = (
-                cython.sizeof(DiskHeader) | flags << 32
-                | cython.cast(uint64_t, r.link[head]) << 48
-            )
+            table[1] = cython.sizeof(DiskHeader) | flags << 32 | cython.cast(uint64_t, r.link[head]) << 48
             table = cython.cast(cython.pointer(uint64_t), r.memory + 16 * r.link[head])
             flags = DESC_WRITE
             table[0] = r.guest + SPARE_AT + FLUSH_STATUS

@@ -1,7 +1,7 @@
 """The backend's side: one of our devices for another VMM. Source: QEMU's docs/interop/vhost-user.rst.
 
-The protocol takes the place of a transport: it sets features, queues, doorbells (kick) and interrupts (call). The queues
-are served as in a VM of ours, by the device's lanes, in the memory that the frontend shares.
+The protocol takes the place of a transport: it sets features, queues, doorbells (kick) and interrupts (call). The
+queues are served as in a VM of ours, by the device's lanes, in the memory that the frontend shares.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Server:
     def __init__(self, path: str, make: Maker, log: Callable[[str], None]) -> None:
         self.path = path
         self.log = log
-        self.memory = ForeignMemory()
+        self.memory = ForeignMemory(4096)
         self._end = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._changed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.served = 0
@@ -91,6 +91,8 @@ class Server:
         except BaseException:
             self._unlisten()
             raise
+        for queue in self.device.queues:
+            queue.widen()
         self.device.wire_config(self._changed)
         self._forget()
 
@@ -237,7 +239,7 @@ class Server:
         device.accept(features)
         device.write_status(READY)
         if not device.status & FEATURES_OK:
-            raise PeerWrong(f"features {features:#x}, of which this device has not all, or that lack VIRTIO_F_VERSION_1")
+            raise PeerWrong(f"features {features:#x}: not all are offered, or VIRTIO_F_VERSION_1 is missing")
 
     def _get_config(self, payload: bytes) -> bytes:
         offset, size, flags = CONFIG.unpack_from(payload)
