@@ -40,7 +40,7 @@ def default() -> tuple[Network, ...]:
     """Where nothing was said: one by passt, where that is installed and the host has a network."""
     from kvmkit.net import passt
 
-    return (Network(kind="user"),) if passt.find() is not None and has_route() else ()
+    return (Network(kind="user", optional=True),) if passt.find() is not None and has_route() else ()
 
 
 def has_route() -> bool:
