@@ -83,7 +83,7 @@ def test_subnets_that_can_not_be(text: str) -> None:
 def test_without_root_it_says_how(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("KVMKIT_HOME", str(home))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(HostError, match="sudo kvmkit network create lab --subnet 10.1.0.0/24"):
+    with pytest.raises(HostError, match=r"sudo kvmkit network create lab --subnet 10\.1\.0\.0/24"):
         setup.create("lab", "10.1.0.0/24")
     with pytest.raises(BadInput, match="no network lab"):
         setup.remove("lab")

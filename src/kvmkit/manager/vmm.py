@@ -280,7 +280,19 @@ class Vmm:
             "exits": report.exits,
             "console_readers": self.tap.readers,
             "boots": self.machine.boots,
+            "networks": self._cards(),
         }
+
+    def _cards(self) -> list[dict[str, Any]]:
+        """Its network cards: what went each way, by queue pair."""
+        try:
+            cards = self.machine.board.virtio.networks
+        except KvmkitError:
+            return []
+        return [
+            {"name": card.name, "mac": card.mac.hex(":"), "link": bool(card.link), "pairs": card.counters()}
+            for card in cards
+        ]
 
     def _check_agent(self) -> None:
         if not self.with_agent:
