@@ -73,7 +73,12 @@ def run(
     undriven = _Undriven(vmm.machine)
     status = INTERRUPTED
     try:
-        status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
+        with terminal.waking() as signals:
+            vmm.server.watch(signals, lambda events: terminal.drain(signals))
+            try:
+                status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
+            finally:
+                vmm.server.forget(signals)
         return status
     except KvmkitError as error:
         status = error.exit_status

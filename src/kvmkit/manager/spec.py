@@ -192,7 +192,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
         self.check()
         choose(self.accel)
-        backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
+        memory = parse_size(str(self.memory))
+        backing.check(memory, self.hugepages, self.memory_path)
         kernel, initrd, append = self.kernel, self.initrd, self.append or ""
         networks = networking.settled(self.networks, self.mac, alone=self.alone)
         if self.alone:
@@ -219,7 +220,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             accel=self.accel,
             cpu=self.cpu,
             cpus=self.cpus,
-            memory=parse_size(str(self.memory)),
+            memory=memory,
             hugepages=self.hugepages,
             memory_path=self.memory_path,
             preallocate=self.preallocate,
