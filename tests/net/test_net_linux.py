@@ -74,11 +74,12 @@ def free_port() -> int:
 def passts(home: Path) -> set[str]:
     """The processes of passt that VMs of that home started."""
     found = set()
-    for entry in os.scandir("/proc"):
+    mark = f"KVMKIT_HOME={home}\0".encode()
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and Path(entry.path, "comm").read_text().startswith("passt"):
-                if f"KVMKIT_HOME={home}\0".encode() in Path(entry.path, "environ").read_bytes():
-                    found.add(entry.name)
+            program = (process / "comm").read_text()
+            if program.startswith("passt") and mark in (process / "environ").read_bytes():
+                found.add(process.name)
     return found
 
 
