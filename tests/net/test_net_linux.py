@@ -181,7 +181,9 @@ def test_iperf3_over_a_switch(kvmkit: Kvmkit, tmp_path: Path) -> None:
     assert kvmkit("exec", "server", "--", *program, "-s", "-D").returncode == 0
     for way in ([], ["-R"]):
         done = kvmkit("exec", "client", "--", *program, "-c", "169.254.6.7", "-n", "8M", "-J", *way)
-        assert json.loads(done.stdout)["end"]["sum_received"]["bytes"] >= 7 << 20, done
+        end = json.loads(done.stdout)["end"]
+        assert end["sum_sent"]["bytes"] >= 8 << 20, done
+        assert end["sum_received"]["bytes"] >= 4 << 20, done  # it stops to count when the sender says it is done
 
 
 def with_libraries(program: str, target: Path) -> list[str]:
