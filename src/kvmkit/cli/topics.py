@@ -119,6 +119,7 @@ Networks (--net KIND[=NAME][,mac=ADDRESS][,queues=N][,mtu=N][,bps=N][,iops=N], a
   user            the host's network, by passt and without root: the guest is 10.0.2.15
   tap=NAME        a TAP device of the host's
   bridge=NAME     a bridge of the host's (as root)
+  network=NAME    one of `kvmkit network create NAME` (as root): VMs on it find each other by name
   socket=PATH     a UNIX stream socket, as of passt or QEMU's -netdev stream
   switch=NAME     a switch of your VMs; each has an address of 169.254.0.0/16
   none            no card
