@@ -304,6 +304,10 @@ class Queue:
         q.ready = True
         return True
 
+    def widen(self) -> None:
+        """Take rings of any size, where no transport tells the driver of a largest one."""
+        self.q.most = QUEUE_MOST
+
     def disable(self) -> None:
         """Forget the rings. Its worker must not be running."""
         self.q.ready = False
