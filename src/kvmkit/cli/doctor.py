@@ -14,7 +14,13 @@ SUMMARY = "check this host: processor, kernel, /dev/kvm, nesting, huge pages, fi
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--root", metavar="DIR", default="/", help="look at a tree of files instead of this system")
-    parser.epilog = "exit status: 0 a VM runs accelerated, 1 only on the software CPU, 2 not at all"
+    parser.epilog = (
+        "examples:\n"
+        "  kvmkit doctor                    one screen; what can be mended has its command below it\n"
+        "  kvmkit doctor --json             for programs\n"
+        "  kvmkit doctor --root /mnt        an installed system that does not run\n\n"
+        "exit status: 0 a VM runs accelerated, 1 only on the software CPU, 2 not at all"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

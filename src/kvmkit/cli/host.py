@@ -29,10 +29,36 @@ TOPICS = {
 }
 
 
+EPILOG = """\
+examples:
+  kvmkit host hugepages status
+  kvmkit host hugepages enable --memory 1G --persist --dry-run    what it would do: commands, and files as a diff
+  sudo kvmkit host hugepages enable --memory 1G --persist         do it, and again after each restart
+  sudo kvmkit host nested enable                                  until the next restart
+  sudo kvmkit host permissions enable --user anna --persist
+  sudo kvmkit host undo                                           take the last command back
+"""
+
+EXAMPLES = {
+    "modules": "  sudo kvmkit host modules enable --persist    modprobe kvm_intel, now and at each start\n",
+    "nested": "  sudo kvmkit host nested enable --persist    reload the module with nested=1; refused while VMs run\n",
+    "hugepages": """\
+  sudo kvmkit host hugepages enable --memory 1G              550 pages of 2 MiB, and /dev/hugepages for the group kvm
+  sudo kvmkit host hugepages enable --memory 4G --size 1G    four pages of 1 GiB, at /dev/hugepages1G
+  sudo kvmkit host hugepages enable --memory 1G --node 1     on one NUMA node
+  sudo kvmkit host hugepages disable                         give them back
+""",
+    "permissions": "  sudo kvmkit host permissions enable --user anna    a group kvm that may use /dev/kvm, anna in it\n",
+}
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     topics = parser.add_subparsers(dest="topic", required=True, metavar="TOPIC")
     for name, text in TOPICS.items():
-        topic = topics.add_parser(name, help=text, description=f"Show or change {text}.")
+        topic = topics.add_parser(
+            name, help=text, description=f"Show or change {text}.", epilog=f"examples:\n{EXAMPLES[name]}"
+        )
         topic.add_argument("action", choices=("status", "enable", "disable"), help="what to do")
         _common(topic)
         topic.add_argument("--persist", action="store_true", help="keep it so after a restart")
