@@ -41,14 +41,14 @@ examples:
 
 EXAMPLES = {
     "modules": "  sudo kvmkit host modules enable --persist    modprobe kvm_intel, now and at each start\n",
-    "nested": "  sudo kvmkit host nested enable --persist    reload the module with nested=1; refused while VMs run\n",
+    "nested": "  sudo kvmkit host nested enable --persist    reload the module with nested=1; not while VMs run\n",
     "hugepages": """\
   sudo kvmkit host hugepages enable --memory 1G              550 pages of 2 MiB, and /dev/hugepages for the group kvm
   sudo kvmkit host hugepages enable --memory 4G --size 1G    four pages of 1 GiB, at /dev/hugepages1G
   sudo kvmkit host hugepages enable --memory 1G --node 1     on one NUMA node
   sudo kvmkit host hugepages disable                         give them back
 """,
-    "permissions": "  sudo kvmkit host permissions enable --user anna    a group kvm that may use /dev/kvm, anna in it\n",
+    "permissions": "  sudo kvmkit host permissions enable --user anna    a group for /dev/kvm, anna in it\n",
 }
 
 
