@@ -31,6 +31,7 @@ examples:
   kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
+  kvmkit run --volume .:/work -- ls /work       a directory of the host's, in the guest
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
@@ -77,6 +78,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
+    add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
+    text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
+    add("--vhost-user", action="append", metavar="DEVICE", help=text)
     text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
     add("--disk", action="append", metavar="DISK", help=text)
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
@@ -106,7 +110,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_scsi
+    from kvmkit.machine import parse_disk, parse_scsi, parse_vhost_user, parse_volume
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -118,6 +122,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.vhost_user:
+        given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
+    if args.volume:
+        given["volumes"] = tuple(parse_volume(text) for text in args.volume)
     if args.rng_limit is not None:
         from kvmkit.machine.limits import parse_limits
 

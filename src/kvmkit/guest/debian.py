@@ -50,6 +50,19 @@ _BEHIND = {
 }
 """What drives that which stands behind a device; it announces itself too late for the agent to look."""
 
+# Run by the agent where the kernel's command line has volumes.
+_MOUNT_VOLUMES = """\
+for word in $(cat /proc/cmdline); do
+	case $word in kvmkit.volume=*) ;; *) continue ;; esac
+	word=${word#*=}
+	tag=${word%%:*} word=${word#*:}
+	options=rw
+	case $word in *:ro) options=ro word=${word%:ro} ;; esac
+	path=$(printf '%b' "$(echo "$word" | sed 's/%/\\\\x/g')")
+	mkdir -p "$path" && mount -t virtiofs -o $options "$tag" "$path" || echo "kvmkit: no volume at $path" > /dev/kmsg
+done
+"""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -160,6 +173,7 @@ def _add_modules(cpio: CpioWriter, directory: str, builtin: bytes, modules: Modu
     cpio.file(f"{directory}/modules.builtin", builtin)
     for name, text in modules.tables(names).items():
         cpio.file(f"{directory}/{name}", text.encode())
+    cpio.file("usr/lib/kvmkit/volumes", _MOUNT_VOLUMES.encode())
     cpio.file(_DRIVERS, drivers(modules, names, f"/{directory}").encode())
 
 

@@ -11,6 +11,8 @@ channels (threads), lifecycle, stats.
 from .end import End, EndReason, State
 from .lifecycle import Machine
 from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
+from .vhost_user import VhostUser, parse_vhost_user
+from .volume import Volume, parse_volume
 
 __all__ = [
     "Disk",
@@ -20,7 +22,11 @@ __all__ = [
     "MachineSpec",
     "ScsiDisk",
     "State",
+    "VhostUser",
+    "Volume",
     "parse_disk",
     "parse_scsi",
     "parse_size",
+    "parse_vhost_user",
+    "parse_volume",
 ]

@@ -60,7 +60,11 @@ class Board:
         self.vcpus = []
         self.pci: HostBridge | None = None
         self.memory = allocate(
-            spec.memory, hugepages=spec.hugepages, path=spec.memory_path, preallocate=spec.preallocate
+            spec.memory,
+            hugepages=spec.hugepages,
+            path=spec.memory_path,
+            preallocate=spec.preallocate,
+            shared=spec.shares_memory,
         )
         try:
             self.ports = AddressSpace("ports")

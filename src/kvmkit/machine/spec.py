@@ -10,6 +10,8 @@ import msgspec
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import KEYS, Limits, parse_limit
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import MOST_VOLUMES, Volume
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -119,6 +121,10 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     disks: tuple[Disk, ...] = ()
     scsi: tuple[ScsiDisk, ...] = ()
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
+    vhost_user: tuple[VhostUser, ...] = ()
+    """Devices that other processes serve."""
+    volumes: tuple[Volume, ...] = ()
+    """Directories of the host's, shared by virtiofsd."""
     rng: bool = False
     """Give the guest entropy from the host (virtio-rng)."""
     rng_limits: Limits = Limits()
@@ -142,6 +148,11 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The CPU model with its changes, as engines take it."""
         return self.cpu if self.nested is None else f"{self.cpu},{'+' if self.nested else '-'}nested"
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether other processes are to map guest RAM."""
+        return bool(self.vhost_user or self.volumes)
+
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be. Engine, model and files are looked at when they are used."""
         if self.cpus < 1 or self.cpus > MAX_CPUS:
@@ -154,6 +165,12 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self.rng_limits.check_limits("--rng-limit")
         self._check_start()
         self._check_disks()
+        for device in self.vhost_user:
+            device.check()
+        for volume in self.volumes:
+            volume.check()
+        if len(self.volumes) > MOST_VOLUMES:
+            raise BadInput(f"--volume: given {len(self.volumes)} times; {MOST_VOLUMES} can be")
         if self.vsock is not None:
             self.vsock.check()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
 from kvmkit.errors import BadInput
+from kvmkit.machine.volume import TAG
 
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
@@ -53,6 +54,7 @@ class VirtioDevices:
         try:
             self._add_disks(spec)
             self._add_scsi(spec)
+            self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
 
@@ -101,6 +103,20 @@ class VirtioDevices:
 
         self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
         self._add(self.scsi.device)
+
+    def _add_vhost_user(self, spec: MachineSpec) -> None:
+        for one in spec.vhost_user:
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+
+            self._add(VhostUserDevice(self._memory, one.made(), one.socket, log=self._log))
+        for number, volume in enumerate(spec.volumes):
+            from kvmkit.vhost_user import virtiofsd
+            from kvmkit.virtio.vhost_user.device import VhostUserDevice
+            from kvmkit.virtio.vhost_user.kinds import fs
+
+            daemon = virtiofsd.make(volume.host, readonly=volume.readonly)
+            kind, name = fs(f"{TAG}{number}"), f"volume {volume.host}"
+            self._add(VhostUserDevice(self._memory, kind, name, name=name, daemon=daemon, log=self._log))
 
     def _add(self, device: VirtioDevice) -> None:
         self.devices.append(device)

@@ -13,6 +13,8 @@ from msgspec import Meta
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import Volume
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -52,6 +54,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     preallocate: Annotated[bool, Meta(description="have all of guest RAM before the guest starts")] = False
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
+    vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
+    volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
     vsock: Annotated[
@@ -109,6 +113,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
+        for device in self.vhost_user:
+            device.check()
+        for volume in self.volumes:
+            volume.check()
         if self.firmware:
             self._check_firmware()
         if (vsock := self.vsock_device) is not None:
@@ -149,6 +157,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
+            vhost_user=tuple(
+                msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
+            ),
+            volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
         )
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
@@ -177,6 +189,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 parameters.append(image.append)
             parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
+            parameters += [volume.parameter(number) for number, volume in enumerate(self.volumes)]
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
             kernel=kernel,
@@ -195,6 +208,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             transport=self.transport,
             disks=self.disks,
             scsi=self.scsi,
+            vhost_user=self.vhost_user,
+            volumes=self.volumes,
             rng=self.rng,
             rng_limits=self.rng_limits,
             vsock=self.vsock_device,

@@ -22,15 +22,18 @@ SIZES = {"2M": 2 * MIB, "1G": 1 << 30}
 CHOICES = ("default", *SIZES, "transparent")
 
 
-def allocate(size: int, *, hugepages: str = "", path: str = "", preallocate: bool = False) -> GuestMemory:
+def allocate(
+    size: int, *, hugepages: str = "", path: str = "", preallocate: bool = False, shared: bool = False
+) -> GuestMemory:
     """Guest RAM of `size` bytes. `hugepages`: '' or one of CHOICES; `path`: a directory (of hugetlbfs, as a rule) or a
-    file to take it from. Raises BadInput or HostError, in a line, when it can't be had."""
+    file to take it from; `shared`: other processes are to map it. Raises BadInput or HostError, in a line, when it
+    can't be had."""
     if path:
         return _from_path(size, path, preallocate)
     if hugepages == "transparent":
         _check_transparent()  # ordinary memory has them wherever the kernel gives any
     if hugepages in ("", "transparent"):
-        return GuestMemory(size, populate=preallocate)
+        return GuestMemory(size, shared=shared, populate=preallocate)
     page = page_size(hugepages)
     check(size, hugepages)
     flags = os.MFD_CLOEXEC | os.MFD_HUGETLB | (page.bit_length() - 1) << MFD_HUGE_SHIFT

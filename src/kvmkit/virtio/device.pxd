@@ -19,10 +19,10 @@ cdef class VirtioDevice(Served):
     cdef readonly str failure
     cdef readonly bytes config
     cdef public object log
-    cdef bint held
-    cdef bint closed
+    cdef readonly bint held
+    cdef readonly bint closed
     cdef readonly bint driven
-    cdef object lock
+    cdef readonly object lock
     cdef list lane_of
     cdef uint32_t interrupts_pending
     cdef int config_interrupt

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ class VirtioDevice(Served):
     generation: int
     failure: str
     driven: bool
+    held: bool
+    closed: bool
+    lock: threading.RLock
     config: bytes
     log: Callable[[str], None] | None
     def __init__(

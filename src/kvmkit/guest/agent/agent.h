@@ -99,6 +99,7 @@ int load_drivers(int with_vsock);               /* the pid of the process that g
 extern int wants_vsock;
 const char *start_early(void);                  /* returns the serial channel's path */
 void start_late(void);
+void mount_volumes(void);                       /* after drivers were loaded */
 __attribute__((noreturn)) void start_console(void);
 __attribute__((noreturn)) void finish(u32 reboot_command);
 

@@ -68,6 +68,7 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
     if (first_process && starts_with(path, "/dev/console")) {
         start_late();
         load_drivers(0);
+        mount_volumes();
         start_console();
     }
     if (channel_open_serial(path) < 0) {
@@ -84,6 +85,7 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
     if (first_process) {
         start_late();
         loader = load_drivers(wants_vsock);
+        mount_volumes();
     }
 
     for (;;) {

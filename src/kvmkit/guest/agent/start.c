@@ -6,6 +6,7 @@
 
 static char channel_path[64] = "/dev/ttyS1";
 int wants_vsock;
+static int has_volumes;
 
 static void read_command_line(void)
 {
@@ -17,6 +18,8 @@ static void read_command_line(void)
     for (char *word = line; n > 0 && *word; word++) {
         if ((word == line || word[-1] == ' ') && starts_with(word, "kvmkit.vsock"))
             wants_vsock = 1;
+        if ((word == line || word[-1] == ' ') && starts_with(word, "kvmkit.volume="))
+            has_volumes = 1;
         if ((word != line && word[-1] != ' ') || !starts_with(word, key))
             continue;
         u32 at = 5; /* after "/dev/" */
@@ -84,6 +87,25 @@ void start_late(void)
     sys_symlink("/proc/self/fd/2", "/dev/stderr");
     set_hostname();
     loopback_up();
+}
+
+/* Directories of the host's. A script, as only guests that have any pay for it. */
+void mount_volumes(void)
+{
+    static char *argv[] = {"sh", "/usr/lib/kvmkit/volumes", NULL};
+    static char *env[] = {"PATH=/usr/bin:/bin", NULL};
+    static const u64 none;
+    if (!has_volumes)
+        return;
+    int shell = sys_vfork();
+    if (shell == 0) {
+        sys_setmask(&none);
+        sys_execve("/bin/sh", argv, env);
+        sys_exit(127);
+    }
+    int status;
+    while (shell > 0 && sys_wait(shell, &status, 0) != shell)
+        ;
 }
 
 void finish(u32 reboot_command)

@@ -1,0 +1,62 @@
+"""virtiofsd, which shares a directory of the host's: QEMU's C program (7.2) and the Rust one that came after it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from kvmkit.errors import HostError
+
+from .daemon import Daemon, find
+
+PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd")
+
+
+def program() -> str:
+    """Where it is. HostError, with the command that installs it, when it is not there."""
+    found = find("virtiofsd", PLACES)
+    if not found:
+        raise HostError(f"--volume needs virtiofsd, which is not installed: {_install()}")
+    return found
+
+
+def _install() -> str:
+    try:
+        with open("/etc/os-release", encoding="utf-8") as file:
+            text = file.read()
+    except OSError:
+        text = ""
+    # Debian 12 has the C program, in the package of QEMU's common files.
+    old = 'VERSION_ID="12"' in text and "ID=debian" in text
+    if "debian" in text or "ubuntu" in text:
+        return f"sudo apt-get install {'qemu-system-common' if old else 'virtiofsd'}"
+    return "install your distribution's package virtiofsd"
+
+
+def make(source: str, *, readonly: bool) -> Daemon:
+    """A process that will share `source`. As an ordinary user, what the guest's root makes there is that user's."""
+    path = program()
+    user = os.geteuid() != 0
+    is_c = _is_c(path)
+
+    def arguments(listener: int) -> list[str]:
+        if is_c:
+            return [
+                path,
+                f"--fd={listener}",
+                "-o",
+                f"source={source}",
+                "-o",
+                "cache=auto",
+                "-f",
+                "-o",
+                "log_level=warn",
+            ]
+        return [path, f"--fd={listener}", f"--shared-dir={source}", "--cache=auto", "--log-level=error"]
+
+    return Daemon(f"volume {source}", arguments, user=user, readonly=source if readonly else "")
+
+
+def _is_c(path: str) -> bool:
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return "FUSE" in done.stdout + done.stderr

@@ -1,0 +1,164 @@
+"""Linux as the driver of devices that other processes serve."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmkit.vhost_user.daemon import find
+from kvmkit.vhost_user.virtiofsd import PLACES
+
+pytestmark = pytest.mark.guest
+RUN = [sys.executable, "-m", "kvmkit", "run", "--accel", "tcg", "--timeout", "100"]
+MIB = 1 << 20
+needs_daemon = pytest.mark.skipif(
+    not shutil.which("qemu-storage-daemon"), reason="qemu-storage-daemon is not installed (qemu-system-common)"
+)
+
+
+class StorageDaemon:
+    """QEMU's, with a qcow2 image of 32 MiB."""
+
+    def __init__(self, directory: Path) -> None:
+        self.image, self.socket = directory / "a.qcow2", directory / "s"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(self.image), "32M"], check=True)
+        self.start()
+
+    def start(self) -> None:
+        # Writethrough: killed, it would lose tables of qcow2's for writes it has already reported done.
+        export = f"vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path={self.socket},writable=on,num-queues=2,writethrough=on"
+        file = f"file,filename={self.image},node-name=f,locking=off"
+        options = ["--blockdev", file, "--blockdev", "qcow2,file=f,node-name=q", "--export", export]
+        self.process = subprocess.Popen(["qemu-storage-daemon", *options])
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[StorageDaemon]:
+    daemon = StorageDaemon(tmp_path)
+    yield daemon
+    daemon.stop()
+
+
+@needs_daemon
+def test_nothing_is_lost_with_a_storage_daemon(daemon: StorageDaemon) -> None:
+    script = """
+        head -c 4000000 /dev/urandom > /tmp/x; echo ready
+        for i in 1 2 3 4 5 6; do
+            dd if=/tmp/x of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null || echo failed
+        done
+        echo 3 > /proc/sys/vm/drop_caches
+        dd if=/dev/vda bs=64k skip=6 2>/dev/null | head -c 4000000 | cmp - /tmp/x && echo same
+    """
+    options = ["--vhost-user", f"blk={daemon.socket},queues=2", "--transport", "pci"]
+    run = subprocess.Popen(
+        [*RUN, *options, "--", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    for _ in range(2):
+        time.sleep(0.3)
+        daemon.stop()
+        time.sleep(0.1)
+        daemon.start()
+    out, said = run.communicate()
+    assert (out, run.returncode) == ("same\n", 0), said
+    assert "is gone" in said
+    assert "serves it again" in said
+    daemon.stop()
+    subprocess.run(["qemu-img", "check", "-q", str(daemon.image)], check=True)
+
+
+needs_virtiofsd = pytest.mark.skipif(not find("virtiofsd", PLACES), reason="virtiofsd is not installed")
+
+
+@needs_virtiofsd
+def test_volumes_both_ways(tmp_path: Path) -> None:
+    shared, secret = tmp_path / "shared", tmp_path / "secret"
+    shared.mkdir()
+    secret.write_text("secret")
+    (shared / "from-host").write_text("one")
+    (shared / "absolute").symlink_to(secret)
+    (shared / "relative").symlink_to("../secret")
+    script = """
+        cd '/a place'; cat from-host; echo; echo two > from-guest; mkdir made
+        cat absolute relative ../secret 2>/dev/null; echo escaped > absolute; echo escaped > relative
+        echo no > /ro/no || echo refused
+        mount -o remount,rw /ro; echo no > /ro/no || echo refused again
+        cat; cat later
+    """
+    volumes = ["--volume", f"{shared}:/a place", "--volume", f"{shared}:/ro:ro"]
+    run = subprocess.Popen(
+        [*RUN, *volumes, "--", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdin is not None
+    assert run.stdout is not None
+    assert [run.stdout.readline() for _ in range(3)] == ["one\n", "refused\n", "refused again\n"]
+    assert (shared / "from-guest").read_text() == "two\n"
+    (shared / "later").write_text("three")
+    run.stdin.close()
+    assert run.stdout.read() == "three"
+    assert run.wait() == 0
+    run.stdout.close()
+    assert secret.read_text() == "secret"
+    assert (shared / "made").is_dir()
+    assert not (shared / "no").exists()
+
+
+@needs_virtiofsd
+def test_a_volume_ends_with_its_vm(tmp_path: Path) -> None:
+    def helpers() -> list[str]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = entry.read_bytes()
+            except OSError:
+                continue
+            if f"source={tmp_path}".encode() in line or f"--shared-dir={tmp_path}".encode() in line:
+                found.append(entry.parent.name)
+        return found
+
+    options = ["--volume", f"{tmp_path}:/work", "--", "sh", "-c", "echo ready; sleep 1000"]
+    run = subprocess.Popen([*RUN, *options], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    assert helpers()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    end = time.monotonic() + 20
+    while helpers():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def refuse(*options: str, **environment: str) -> str:
+    done = subprocess.run(
+        [*RUN, *options, "--", "true"], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_what_can_not_be(tmp_path: Path) -> None:
+    assert "such as .:/work" in refuse("--volume", "/tmp")
+    assert "is not there" in refuse("--volume", f"{tmp_path}/none:/work")
+    assert "is a whole path" in refuse("--volume", f"{tmp_path}:work")
+    assert "is a whole path" in refuse("--volume", f"{tmp_path}:/a/../..")
+    assert "no process serves" in refuse("--vhost-user", f"blk={tmp_path}/s")
+    assert "such as --vhost-user blk=" in refuse("--vhost-user", "blk")
+    assert "no kind 'gpu'" in refuse("--vhost-user", "gpu=/tmp/s")
+    assert "fs needs tag=NAME" in refuse("--vhost-user", "fs=/tmp/s")
+    assert "1 to 63" in refuse("--vhost-user", "generic=/tmp/s,id=99,queues=2")
