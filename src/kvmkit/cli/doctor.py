@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     host = open_host(args.root)
-    report = examine(host, _measure() if host.live else None, _software(), _names() if host.live else None)
+    report = examine(host, _measure() if host.live else None, _software(), vm_names() if host.live else None)
     if args.json:
         print(report.as_json())
     else:
@@ -43,7 +43,7 @@ def open_host(root: str) -> Host:
     return Host(root)
 
 
-def _names() -> dict[int, str]:
+def vm_names() -> dict[int, str]:
     """This user's VMs that run, by their processes."""
     from kvmkit.errors import KvmkitError
     from kvmkit.manager import listing

@@ -9,7 +9,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from kvmkit.cli.doctor import open_host
+from kvmkit.cli.doctor import open_host, vm_names
 from kvmkit.errors import HostError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from kvmkit.host.journal import Journal
 
     host = open_host(args.root)
-    context, journal = Context(host), Journal(host)
+    context, journal = Context(host, vm_names() if host.live else None), Journal(host)
     if args.topic == "undo" and args.list:
         for entry in journal.entries:
             print(f"{entry.id}  {entry.time}  {entry.action}")
