@@ -78,9 +78,9 @@ Disks (--disk PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,bps=N][,io
   bps=N iops=N  at most so many bytes and requests a second on average, such as bps=20M,iops=500; what may come at once
                 after a rest is bps_burst=N and iops_burst=N, without them what a tenth of a second brings
 
-In the guest they are /dev/vda, /dev/vdb and so on, by virtio-blk; its kernel needs CONFIG_VIRTIO_BLK and
-CONFIG_VIRTIO_MMIO. What the guest has flushed (sync, fsync) is on the host's disk, whatever happens then. A disk that
-is written is locked: no second VM can have it.
+In the guest they are /dev/vda, /dev/vdb and so on, by virtio-blk, and an image's root disk comes after them; its
+kernel needs CONFIG_VIRTIO_BLK and CONFIG_VIRTIO_MMIO. What the guest has flushed (sync, fsync) is on the host's disk,
+whatever happens then. A disk that is written is locked: no second VM can have it.
 
 SCSI disks and CD-ROMs (--scsi PATH[,ro][,snapshot][,cd][,serial=TEXT]) are /dev/sda and /dev/sr0 and so on, by
 virtio-scsi (CONFIG_SCSI_VIRTIO): target 0 is the first, 1 the second. Disks by virtio-blk are faster. With
@@ -109,11 +109,34 @@ puts its own there with console=ttyS0. Disks are tried in their order, then CD-R
 There is no screen, network start or UEFI yet.
 """
 
+NETWORKS = """
+Networks (--net KIND[=NAME][,mac=ADDRESS][,queues=N][,mtu=N][,bps=N][,iops=N], as often as needed)
+
+  user            the host's network, by passt and without root: the guest is 10.0.2.15
+  tap=NAME        a TAP device of the host's
+  bridge=NAME     a bridge of the host's (as root)
+  socket=PATH     a UNIX stream socket, as of passt or QEMU's -netdev stream
+  switch=NAME     a switch of your VMs; each has an address of 169.254.0.0/16
+  none            no card
+
+  --publish [ADDRESS:]PORT:GUEST-PORT[/udp]   with user: a port of the host's (127.0.0.1) leads to the guest
+  --policy all|deny|dns|allow=ADDRESS[/BITS][:PORT],...   what the guest may send
+
+With `user,loopback` the guest reaches what listens on the host's 127.0.0.1 at 10.0.2.2. In the guest the cards are
+eth0, eth1 and so on; its kernel needs CONFIG_VIRTIO_NET.
+
+  kvmkit run --net user --publish 8080:80 -- httpd -f
+  kvmkit run --net switch=lab --detach --name a
+  kvmkit set a --policy allow=192.0.2.1:443,dns
+  kvmkit set a --net 0,link=down
+"""
+
 TOPICS: dict[str, Topic] = {
     "exit-status": Topic("what each exit status means", EXIT_STATUS),
     "engines": Topic("kvm and tcg, and which is taken", ENGINES),
     "kernels": Topic("which kernels can be started, and how", KERNELS),
     "firmware": Topic("starting a disk by its own boot loader", FIRMWARE),
     "disks": Topic("disks of a guest: files and block devices", DISKS),
+    "networks": Topic("network cards, and what they are connected to", NETWORKS),
     "files": Topic("where kvmkit keeps things", FILES),
 }

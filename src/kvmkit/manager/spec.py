@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
+from kvmkit.machine.network import Network
 from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from kvmkit.guest.progress import Progress
     from kvmkit.machine import MachineSpec
 
-DEFAULT_IMAGE = "debian"
 FIRMWARE = ("bios", "uefi")
 """Firmware by a name of its own; anything else is a path."""
 BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
@@ -32,6 +32,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     name: Annotated[str, Meta(description="the VM's name; none: one that is free")] = ""
     image: Annotated[str, Meta(description="the guest image; none, and no kernel: debian")] = ""
+    root_size: Annotated[
+        str | int,
+        Meta(description='the root disk, such as "20G"; none: 16G for a VM that is kept, else changes are in memory'),
+    ] = ""
     kernel: Annotated[str, Meta(description="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")] = ""
     initrd: Annotated[tuple[str, ...], Meta(description="initramfs files, with `kernel`")] = ()
     firmware: Annotated[
@@ -54,6 +58,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     preallocate: Annotated[bool, Meta(description="have all of guest RAM before the guest starts")] = False
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
+    networks: Annotated[
+        tuple[Network, ...] | None, Meta(description="network cards; none said: one by passt, where that is installed")
+    ] = None
+    policy: Annotated[str, Meta(description="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")] = ""
+    mac: Annotated[str, Meta(description="the first card's address; none: one is chosen when the VM is made")] = ""
     vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
@@ -93,7 +102,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
         from kvmkit.accel import cpuid
         from kvmkit.machine import parse_size
-        from kvmkit.manager import names
+        from kvmkit.manager import names, networking
         from kvmkit.memory import backing
 
         if self.name:
@@ -107,12 +116,16 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             if self.with_agent:
                 raise BadInput("`serial` says where the console leads: it goes with --console, --kernel or --firmware")
         parse_size(str(self.memory))
+        self.root_bytes()
         cpuid.parse(self.cpu)
         if self.hugepages:
             backing.check_choice(self.hugepages)
         self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
+        for network in self.networks or ():
+            network.check()
+        networking.check(self.networks, self.policy, self.mac)
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:
@@ -125,6 +138,23 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
             check_image(self.image)
+
+    def identified(self) -> VmSpec:
+        """The same with an address for its first card, which stays with it."""
+        from kvmkit.machine.networks import default_mac
+
+        return self if self.mac else msgspec.structs.replace(self, mac=default_mac())
+
+    def root_bytes(self) -> int:
+        """The size of the layer above the image's root disk; 0: as it comes. BadInput: it can't be one."""
+        if self.root_size == "":
+            return 0
+        from kvmkit.guest import layer
+        from kvmkit.machine.spec import parse_size
+
+        size = parse_size(str(self.root_size), "--root-size", least=1)
+        layer.check_size(size)
+        return size
 
     def _check_firmware(self) -> None:
         given = {
@@ -156,6 +186,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
@@ -167,28 +198,39 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         """The fields of those names."""
         return {name: getattr(self, name) for name in names}
 
-    def machine(self, progress: Progress | None = None, *, attached: bool = False) -> MachineSpec:
-        """The machine, with the image built if it is not there. `attached`: the console is on this terminal."""
+    def machine(
+        self, progress: Progress | None = None, *, attached: bool = False, directory: Path | None = None
+    ) -> MachineSpec:
+        """The machine, with the image built if it is not there. `attached`: the console is on this terminal.
+
+        `directory`: the VM's own, which has the image it was begun with.
+        """
         from kvmkit.accel.choose import choose
         from kvmkit.machine import MachineSpec, parse_size
+        from kvmkit.manager import networking, rootdisk
         from kvmkit.memory import backing
 
         self.check()
         choose(self.accel)
-        backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
-        kernel, initrd, append = self.kernel, self.initrd, self.append or ""
+        memory = parse_size(str(self.memory))
+        backing.check(memory, self.hugepages, self.memory_path)
+        kernel, initrd, append, disks = self.kernel, self.initrd, self.append or "", self.disks
+        networks = networking.settled(self.networks, self.mac, alone=self.alone)
         if self.alone:
             if kernel and self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
         else:
             parameters = ["console=ttyS0", "panic=-1"]
             if not (kernel and initrd and not self.image):
-                image = find_image(self.image or DEFAULT_IMAGE, progress)
+                image = directory and rootdisk.pinned(directory, progress)
+                image = image or find_image(self.image, progress)
                 kernel = kernel or str(image.kernel)
-                initrd = initrd or (str(image.initrd),)
+                initrd = initrd or tuple(str(path) for path in image.initramfs)
+                disks += rootdisk.base(image)
                 parameters.append(image.append)
             parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
+            parameters += networking.parameters(networks)
             parameters += [volume.parameter(number) for number, volume in enumerate(self.volumes)]
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
@@ -200,14 +242,16 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             accel=self.accel,
             cpu=self.cpu,
             cpus=self.cpus,
-            memory=parse_size(str(self.memory)),
+            memory=memory,
             hugepages=self.hugepages,
             memory_path=self.memory_path,
             preallocate=self.preallocate,
             nested=self.nested,
             transport=self.transport,
-            disks=self.disks,
+            disks=disks,
             scsi=self.scsi,
+            networks=networks,
+            policy=self.policy,
             vhost_user=self.vhost_user,
             volumes=self.volumes,
             rng=self.rng,
@@ -220,6 +264,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         )
         spec.check()
         return spec
+
+
+def _absolute(network: Network, base: Path) -> Network:
+    if network.kind != "socket":
+        return network
+    return msgspec.structs.replace(network, name=os.path.join(base, network.name))
 
 
 def _absolute_serial(text: str, base: Path) -> str:
@@ -247,10 +297,11 @@ def check_image(name: str) -> None:
 
 
 def find_image(name: str, progress: Progress | None = None) -> GuestImage:
-    """The guest image; its first build shows its progress."""
+    """The guest image; its first build shows its progress. An empty name is the default's."""
     from kvmkit.guest import images
     from kvmkit.guest.progress import Shown
 
+    name = name or images.default()
     check_image(name)
     if progress is not None:
         return images.ensure(name, progress)
