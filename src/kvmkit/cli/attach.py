@@ -7,6 +7,7 @@ import select
 from typing import TYPE_CHECKING
 
 from kvmkit import terminal
+from kvmkit.cli.named import SHELL
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.manager import control, wire
 from kvmkit.manager.wire import Connection
@@ -14,7 +15,6 @@ from kvmkit.manager.wire import Connection
 if TYPE_CHECKING:
     from kvmkit.manager.home import Home
 
-SHELL = ["/bin/sh", "-l"]
 LEFT = 130
 """Our exit status when the escape key left a command."""
 PIECE = 1 << 16

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kvmkit import terminal
 from kvmkit.cli import stats_file
 from kvmkit.cli.main import say
+from kvmkit.cli.named import SHELL
 from kvmkit.errors import GuestFault, KvmkitError
 from kvmkit.manager import outcome
 from kvmkit.manager.record import Ended
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from kvmkit.manager.vmm import Vmm
 
 DEMONSTRATION = ["sh", "-c", '. /etc/os-release; echo "$PRETTY_NAME in a VM of kvmkit"; uname -srm; uptime']
-SHELL = ["/bin/sh", "-l"]
 TIMED_OUT = outcome.TIMED_OUT
 INTERRUPTED = 130
 HELLO_SECONDS = 300.0
