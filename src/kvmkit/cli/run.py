@@ -36,6 +36,7 @@ examples:
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
   kvmkit run --net user -- wget -O - http://192.0.2.1/    the network; kvmkit help networks
   kvmkit run --volume .:/work -- ls /work       a directory of the host's, in the guest
+  kvmkit run --disk a.qcow2 -- lsblk            other formats, overlays, nbd://: docs/vhost-user.md
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
@@ -86,7 +87,7 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
     text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
     add("--vhost-user", action="append", metavar="DEVICE", help=text)
-    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
+    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a disk image or block device"
     add("--disk", action="append", metavar="DISK", help=text)
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--net", action="append", metavar="NET", help="user, tap=NAME, bridge=NAME, network=NAME, socket=PATH or none")

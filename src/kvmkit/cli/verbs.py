@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "qemu": Verb("kvmkit.cli.qemu", "run what QEMU's own command line describes"),
     "import": Verb("kvmkit.cli.import_domain", "make a VM's file of libvirt's domain XML"),
     "export": Verb("kvmkit.cli.export", "write a VM as libvirt's XML, QEMU's command line, or TOML", names=True),
+    "serve-device": Verb("kvmkit.cli.serve_device", "offer a device to another VMM, by vhost-user"),
     "bench": Verb("kvmkit.cli.bench", "measure kvmkit beside QEMU"),
     "help": Verb("kvmkit.cli.help", "explain a verb or a topic"),
 }

@@ -185,7 +185,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
-            disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            disks=tuple(_whole(disk, base) for disk in self.disks),
             networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
             vhost_user=tuple(
@@ -264,6 +264,17 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         )
         spec.check()
         return spec
+
+
+def _whole(disk: Disk, base: Path) -> Disk:
+    from kvmkit.block.formats import whole_path
+
+    return msgspec.structs.replace(
+        disk,
+        path=whole_path(str(base), disk.path),
+        backing=os.path.join(base, disk.backing) if disk.backing else "",
+        key=os.path.join(base, disk.key) if disk.key else "",
+    )
 
 
 def _absolute(network: Network, base: Path) -> Network:
