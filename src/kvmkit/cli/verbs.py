@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "schema": Verb("kvmkit.cli.schema", "print the JSON schema of a VM's spec"),
     "completion": Verb("kvmkit.cli.completion", "print completion for a shell: bash, zsh or fish"),
     "accel": Verb("kvmkit.cli.accel", "show which engine runs guests here, and why"),
+    "network": Verb("kvmkit.cli.network", "make networks that VMs share: NAT, DHCP, names"),
     "doctor": Verb("kvmkit.cli.doctor", "check this host for running VMs"),
     "host": Verb("kvmkit.cli.host", "set up this host: modules, nested VMs, huge pages, permissions; and undo it"),
     "guest": Verb("kvmkit.cli.guest", "inside a guest: check its virtio drivers and devices"),

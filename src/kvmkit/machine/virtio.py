@@ -166,6 +166,7 @@ class VirtioDevices:
             card.set_policy(policy_of(network, spec.policy))
             card.lost = connection.lost(card, self._log)
             self.networks.append(card)
+            self._optional.append(card if network.optional else None)
             self._add(card)
 
     def _add_pmem(self, spec: MachineSpec) -> None:

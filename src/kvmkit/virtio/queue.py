@@ -411,6 +411,10 @@ class Queue:
 
     def restore(self, state: dict, features: int) -> None:
         """Take what `state` gave. Raises BadInput when it can't be."""
+        from kvmkit.devices.saved import checked
+        from kvmkit.virtio.saved import QueueState
+
+        checked(state, QueueState, f"queue {self.index}")
         q = cython.address(self.q)
         if not state["ready"]:
             self.disable()
