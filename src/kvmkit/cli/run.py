@@ -84,6 +84,8 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
+    add("--pmem", action="append", metavar="PATH[,ro]", help="a file as persistent memory, /dev/pmem0")
+    add("--input", action="append", metavar="DEVICE", choices=("keyboard", "tablet"), help="keyboard or tablet")
     add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
     text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
     add("--vhost-user", action="append", metavar="DEVICE", help=text)
@@ -120,7 +122,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_network, parse_scsi, parse_vhost_user, parse_volume
+    from kvmkit.machine import parse_disk, parse_network, parse_pmem, parse_scsi, parse_vhost_user, parse_volume
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -136,6 +138,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["networks"] = published(tuple(parse_network(text) for text in args.net or ["user"]), args.publish or [])
     if args.vhost_user:
         given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
+    if args.pmem:
+        given["pmem"] = tuple(parse_pmem(text) for text in args.pmem)
+    if args.input:
+        given["input"] = tuple(args.input)
     if args.volume:
         given["volumes"] = tuple(parse_volume(text) for text in args.volume)
     if args.rng_limit is not None:

@@ -12,6 +12,7 @@ from kvmkit.block.formats import FORMATS
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import KEYS, Limits, parse_limit
 from kvmkit.machine.network import Network
+from kvmkit.machine.pmem import MOST_PMEM, Pmem
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import MOST_VOLUMES, Volume
 
@@ -155,6 +156,9 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     networks: tuple[Network, ...] = ()
     policy: str = ""
     """What the guest may send; see net/policy.py."""
+    pmem: tuple[Pmem, ...] = ()
+    """Files that are the guest's persistent memory."""
+    input: tuple[Literal["keyboard", "tablet"], ...] = ()
     vhost_user: tuple[VhostUser, ...] = ()
     """Devices that other processes serve."""
     volumes: tuple[Volume, ...] = ()
@@ -201,6 +205,10 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self._check_disks()
         for network in self.networks:
             network.check()
+        for pmem in self.pmem:
+            pmem.check()
+        if len(self.pmem) > MOST_PMEM:
+            raise BadInput(f"--pmem: given {len(self.pmem)} times; {MOST_PMEM} can be")
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvmkit.pci import HostBridge
     from kvmkit.virtio.blk import Blk
     from kvmkit.virtio.device import VirtioDevice
+    from kvmkit.virtio.input import Input
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.net import Net
     from kvmkit.virtio.pci import PciTransport
@@ -48,6 +49,7 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.inputs: list[Input] = []
         self.networks = []
         self._closers: list[Callable[[], None]] = []
         self.scsi = None
@@ -60,6 +62,7 @@ class VirtioDevices:
             self._add_disks(spec)
             self._add_scsi(spec)
             self._add_networks(spec)
+            self._add_pmem(spec)
             self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
@@ -165,6 +168,23 @@ class VirtioDevices:
             self.networks.append(card)
             self._optional.append(card if network.optional else None)
             self._add(card)
+
+    def _add_pmem(self, spec: MachineSpec) -> None:
+        for one in spec.pmem:
+            from kvmkit.virtio.pmem import Pmem, open_file
+
+            file = open_file(one.path, readonly=one.readonly)
+            try:
+                pmem = Pmem(self._memory, file, name=f"pmem {one.path}", log=self._log)
+            except BaseException:
+                file.close()
+                raise
+            self._add(pmem)
+        for what in spec.input:
+            from kvmkit.virtio.input import Input
+
+            self.inputs.append(Input(self._memory, what, log=self._log))
+            self._add(self.inputs[-1])
 
     def _add_vhost_user(self, spec: MachineSpec) -> None:
         for one in spec.vhost_user:

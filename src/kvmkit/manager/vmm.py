@@ -332,6 +332,11 @@ class Vmm:
                 self.pause()
             case "resume":
                 self.resume()
+            case "input":
+                from kvmkit.machine.changes import inject
+
+                peer.say({"ok": True, "taken": inject(self.machine, request.device, request.events)})
+                return None
             case "set" | "attach" | "detach":
                 peer.say({"ok": True, **self.change(request)})
                 return None
