@@ -122,6 +122,7 @@ def _unpack(path: Path, digest: str, out: IO[bytes]) -> None:
                 if size > LAYER_MAX:
                     raise KvmkitError(f"{path}: a layer of more than {LAYER_MAX >> 30} GiB")
                 out.write(data)
+            out.write(bytes(-size % 512 + 1024))  # what some programs leave out at an archive's end
     except OSError as error:
         raise KvmkitError(f"{path}: {error.strerror or error}") from None
     out.flush()

@@ -56,7 +56,7 @@ def whole(name: str, directory: Path | None) -> tuple[Disk, ...]:
 
 
 def _own_disk(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
-    """Copy the image's disk, the machine's first, into the VM's directory; holes, and where it can be, blocks are kept."""
+    """Copy the image's disk, the machine's first, into the VM's directory, with its holes."""
     from kvmkit.guest import layer, library
 
     target = directory / library.DISK
