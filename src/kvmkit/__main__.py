@@ -15,6 +15,12 @@ def main(argv: list[str] | None = None) -> int:
 
         sys.stdout.write(f"kvmkit {__version__}\n")
         return 0
+    if arguments[:1] == ["exec"]:
+        from kvmkit.cli.quick import attempt
+
+        status = attempt(arguments[1:])
+        if status is not None:
+            return status
     gc.set_threshold(20_000)  # objects made by importing stay: looking for garbage among them costs a tenth of a start
     from kvmkit.cli.main import run
 

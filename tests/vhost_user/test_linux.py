@@ -33,7 +33,9 @@ class StorageDaemon:
         self.start()
 
     def start(self) -> None:
+        # Writethrough: killed, it would lose tables of qcow2's for writes it has already reported done.
         export = f"vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path={self.socket},writable=on,num-queues=2"
+        export += ",writethrough=on"
         file = f"file,filename={self.image},node-name=f,locking=off"
         options = ["--blockdev", file, "--blockdev", "qcow2,file=f,node-name=q", "--export", export]
         self.process = subprocess.Popen(["qemu-storage-daemon", *options])

@@ -127,37 +127,31 @@ def _relayed(connection: Connection, relay: Relay, name: str, tty: bool) -> int:
     def changed() -> None:
         nonlocal resized
         resized = True
-        os.write(wake, b"x")
 
-    woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        with terminal.on_resize(changed):
-            while True:
-                poll = select.poll()
-                poll.register(connection, select.POLLIN)
-                poll.register(woken, select.POLLIN)
-                if relay.writing >= 0:
-                    if relay.pending:
-                        poll.register(relay.writing, select.POLLOUT)
-                    elif not relay.ended:
-                        poll.register(0, select.POLLIN)
-                ready = dict(poll.poll())
-                if woken in ready:
-                    os.read(woken, 64)
-                if resized and tty:
-                    resized = False
-                    connection.send({"resize": terminal.size(0)})
-                if 0 in ready:
-                    relay.read()
-                    if relay.escape is not None and relay.escape.pressed:
-                        return LEFT
-                if relay.writing >= 0 and relay.writing in ready:
-                    relay.write()
-                if connection.fileno() in ready:
-                    return _status(connection, name)
-    finally:
-        os.close(woken)
-        os.close(wake)
+    with terminal.waking() as signals, terminal.on_resize(changed):
+        while True:
+            poll = select.poll()
+            poll.register(connection, select.POLLIN)
+            poll.register(signals, select.POLLIN)
+            if relay.writing >= 0:
+                if relay.pending:
+                    poll.register(relay.writing, select.POLLOUT)
+                elif not relay.ended:
+                    poll.register(0, select.POLLIN)
+            ready = dict(poll.poll())
+            if signals in ready:
+                terminal.drain(signals)
+            if resized and tty:
+                resized = False
+                connection.send({"resize": terminal.size(0)})
+            if 0 in ready:
+                relay.read()
+                if relay.escape is not None and relay.escape.pressed:
+                    return LEFT
+            if relay.writing >= 0 and relay.writing in ready:
+                relay.write()
+            if connection.fileno() in ready:
+                return _status(connection, name)
 
 
 def console(home: Home) -> int:
@@ -171,13 +165,13 @@ def console(home: Home) -> int:
         attended = os.isatty(0)
         if attended:
             say(f"the console of {home.name}; {terminal.EscapeKey.NAME} leaves it, and the VM goes on")
-        with terminal.raw(0):
-            return _carry(connection, attended)
+        with terminal.raw(0), terminal.waking() as signals:
+            return _carry(connection, attended, signals)
     finally:
         connection.close()
 
 
-def _carry(connection: Connection, attended: bool) -> int:
+def _carry(connection: Connection, attended: bool, signals: int) -> int:
     escape = terminal.EscapeKey()
     link = connection.socket
     link.settimeout(None)
@@ -185,8 +179,11 @@ def _carry(connection: Connection, attended: bool) -> int:
     poll = select.poll()
     poll.register(link, select.POLLIN)
     poll.register(0, select.POLLIN)
+    poll.register(signals, select.POLLIN)
     while True:
         ready = dict(poll.poll())
+        if signals in ready:
+            terminal.drain(signals)
         if link.fileno() in ready:
             try:
                 data = link.recv(PIECE)

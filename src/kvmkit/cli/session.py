@@ -13,7 +13,7 @@ from kvmkit.cli import stats_file
 from kvmkit.cli.main import say
 from kvmkit.cli.named import SHELL
 from kvmkit.errors import GuestFault, KvmkitError
-from kvmkit.manager import outcome, outlet
+from kvmkit.manager import outcome
 from kvmkit.manager.record import Ended
 
 if TYPE_CHECKING:
@@ -60,16 +60,25 @@ def run(
     except BaseException:
         home.discard()  # it was made for this
         raise
-    try:
-        led = outlet.attach(vmm, serial, say)
-    except BaseException as error:
-        vmm.finish(Ended(reason="not started", status=1, detail=str(error)))
-        raise
-    attended = attended and not serial
+    led = None
+    if serial:
+        from kvmkit.manager import outlet
+
+        attended = False
+        try:
+            led = outlet.attach(vmm, serial, say)
+        except BaseException as error:
+            vmm.finish(Ended(reason="not started", status=1, detail=str(error)))
+            raise
     undriven = _Undriven(vmm.machine)
     status = INTERRUPTED
     try:
-        status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
+        with terminal.waking() as signals:
+            vmm.server.watch(signals, lambda events: terminal.drain(signals))
+            try:
+                status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
+            finally:
+                vmm.server.forget(signals)
         return status
     except KvmkitError as error:
         status = error.exit_status

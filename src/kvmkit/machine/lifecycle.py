@@ -19,11 +19,11 @@ from kvmkit.machine.end import End, EndReason, State
 from kvmkit.machine.loading import load
 from kvmkit.machine.spec import MachineSpec
 from kvmkit.machine.stats import Report, Stats
-from kvmkit.machine.throwaway import Copies
 from kvmkit.machine.vcpus import VcpuThreads
 
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualCpu
+    from kvmkit.machine.throwaway import Copies
 
 Changed = TypeVar("Changed")
 AGENT_BUFFER = 1 << 18
@@ -56,8 +56,13 @@ class Machine:
         from kvmkit.accel.choose import choose
 
         spec.check()
-        self._copies = Copies(spec)
-        self.spec = spec = self._copies.spec
+        self._copies: Copies | None = None
+        if spec.throws_away:
+            from kvmkit.machine.throwaway import Copies
+
+            self._copies = Copies(spec)
+            spec = self._copies.spec
+        self.spec = spec
         self.stats = Stats(started_ns)
         self._warn = warn
         self._undriven: list[str] = []
@@ -205,7 +210,8 @@ class Machine:
             if self._closed:
                 return
             self._closed = True
-        self._copies.close()
+        if self._copies is not None:
+            self._copies.close()
         self._agent_client.close()
         os.close(self.ended_fd)
         self.ended_fd = -1

@@ -27,15 +27,13 @@ class Copies:
 
     def __init__(self, spec: MachineSpec) -> None:
         self._open: list[int] = []
-        self.spec = spec
-        if any(disk.snapshot for disk in spec.disks) or any(unit.snapshot for unit in spec.scsi):
-            try:
-                disks = tuple(self._copied(disk) for disk in spec.disks)
-                scsi = tuple(self._copied(unit) for unit in spec.scsi)
-            except BaseException:
-                self.close()
-                raise
-            self.spec = msgspec.structs.replace(spec, disks=disks, scsi=scsi)
+        try:
+            disks = tuple(self._copied(disk) for disk in spec.disks)
+            scsi = tuple(self._copied(unit) for unit in spec.scsi)
+        except BaseException:
+            self.close()
+            raise
+        self.spec = msgspec.structs.replace(spec, disks=disks, scsi=scsi)
 
     def _copied(self, disk: D) -> D:
         if not disk.snapshot or disk.readonly or (isinstance(disk, ScsiDisk) and disk.cdrom):

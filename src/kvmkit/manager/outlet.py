@@ -29,12 +29,6 @@ def check(text: str) -> None:
         raise BadInput(f"serial {text}: a socket's path has up to 107 bytes")
 
 
-def absolute(text: str, base: str) -> str:
-    """The same with a whole path, which was relative to `base`."""
-    kind, colon, path = text.partition(":")
-    return f"{kind}:{os.path.join(base, path)}" if colon else text
-
-
 def attach(vmm: Vmm, text: str, say: Callable[[str], None]) -> Outlet | None:
     """Lead the console of `vmm`, not started yet, there; `say` tells where that is. Raises BadInput when it can't."""
     kind, _, path = text.partition(":")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvmkit.guest.client import AgentClient
     from kvmkit.guest.command import Command
     from kvmkit.manager.outlet import Outlet
+    from kvmkit.manager.pidfile import PidFile
     from kvmkit.manager.record import Ended
     from kvmkit.manager.vmm import Vmm
 
@@ -64,20 +65,28 @@ def _tell(ready: int, answer: dict[str, object]) -> None:
 
 
 def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its run, what to close after it), for main alone
-    from kvmkit.manager import events, files, home, outlet, rootdisk, spec
-    from kvmkit.manager.pidfile import PidFile
+    from kvmkit.manager import files, home, spec
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
     try:
         wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
+        held: list[PidFile | Outlet] = []
+        if wanted.pidfile:
+            from kvmkit.manager.pidfile import PidFile
+
+            held.append(PidFile(wanted.pidfile))
         machine = wanted.machine(directory=own.path)
         if wanted.root_size or not own.load().temporary:
+            from kvmkit.manager import rootdisk
+
             machine = rootdisk.with_layer(machine, own.path, wanted.root_bytes())
-        held: list[PidFile | Outlet] = [PidFile(wanted.pidfile)]
         vmm = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
-        if (led := outlet.attach(vmm, wanted.serial, lambda text: events.note(name, "serial port", text))) is not None:
-            held.append(led)
+        if wanted.serial:
+            from kvmkit.manager import events, outlet
+
+            led = outlet.attach(vmm, wanted.serial, lambda text: events.note(name, "serial port", text))
+            held += [led] if led is not None else []
     except BaseException:
         own.close()  # the lock with it, before anybody is told
         raise
