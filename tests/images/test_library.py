@@ -47,7 +47,8 @@ def test_an_image_is_built_and_known_again(kvmkit: Kvmkit, home: Path, tmp_path:
     made = (home / "data" / "images" / "work" / "image.json").read_bytes()
     assert kvmkit("image", "build", str(spec)).returncode == 0
     assert (home / "data" / "images" / "work" / "image.json").read_bytes() == made
-    script = "/opt/tree/deep/tool 7; cat /etc/told; stat -c %a /etc/told; ls /etc/default; stat -c %U /home/dev; ls /etc/issue"
+    script = "/opt/tree/deep/tool 7; cat /etc/told; stat -c %a /etc/told; ls /etc/default; stat -c %U /home/dev;"
+    script += "ls /etc/issue"
     done = kvmkit("run", "work", "--accel", "tcg", "--", "sh", "-c", script)
     assert (done.returncode, done.stdout) == (2, "tool 7\né\n600\nnew\ndev\n"), done
     assert [path for path in (home / "data" / "machines").iterdir() if path.name.startswith("vm")] == []
@@ -192,11 +193,10 @@ def test_a_disk_is_imported_whole_or_not_at_all(empty: Kvmkit, tmp_path: Path) -
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", str(over)], check=True)
     one_line(empty("image", "import", str(over)), "the rest is in /etc/passwd")
     disk.write_bytes(disk.read_bytes()[:70000])
-    done = empty("image", "import", str(disk), "--name", "cut")
-    assert done.returncode != 0 or len(done.stderr) == 0
+    one_line(empty("image", "import", str(disk), "--name", "cut"), "qemu-img", status=1)
     assert [path.name for path in stored.parent.parent.iterdir() if path.name.startswith(".")] == []
     listed = json.loads(empty("image", "ls", "--json").stdout)
-    assert {"name": "system-1", "kind": "disk"}.items() <= listed[0].items()
+    assert [(each["name"], each["kind"]) for each in listed] == [("system-1", "disk")]
 
 
 def test_a_seed_for_a_cloud_image(tmp_path: Path) -> None:
@@ -265,7 +265,8 @@ def test_a_full_host_is_an_error_that_the_guest_sees(tmp_path: Path, kvmkit: Kvm
         disk = small / "disk.raw"
         with disk.open("wb") as file:
             file.truncate(64 << 20)
-        script = "dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync && echo wrote; dd if=/dev/vda of=/dev/null bs=512 count=1 && echo read"
+        script = "dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync && echo wrote;"
+        script += "dd if=/dev/vda of=/dev/null bs=512 count=1 && echo read"
         done = kvmkit(
             "run", "tiny", "--accel", "tcg", "--memory", "128M", "--disk", str(disk), "--", "sh", "-c", script
         )

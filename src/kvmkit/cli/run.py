@@ -50,7 +50,9 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "name accel memory cpus cpu nested hugepages root_size transport vsock policy kernel firmware append timeout".split()
+GIVEN = (
+    "name accel memory cpus cpu nested hugepages root_size transport vsock policy kernel firmware append timeout"
+).split()
 """Options that are fields of a VmSpec as they come."""
 
 
