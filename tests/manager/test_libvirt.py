@@ -26,7 +26,7 @@ from kvmkit.manager.libvirt_write import write_domain
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_write import write_qemu
 from kvmkit.manager.spec import VmSpec
-from kvmkit.manager.specfile import read_file
+from kvmkit.manager.specfile import read_spec
 from kvmkit.manager.toml import read_toml, write_toml
 from kvmkit.manager.translate import to_description, to_spec, write_spec
 
@@ -217,7 +217,7 @@ def test_a_written_spec_says_only_what_was_asked(tmp_path: Path) -> None:
     assert 'path = "a"' in text
     file = tmp_path / "vm.toml"
     file.write_text(text)
-    assert read_file(str(file)) == spec
+    assert read_spec(str(file)) == spec
 
 
 SET: dict[str, object] = {
@@ -324,7 +324,7 @@ def test_import_writes_a_file_that_run_reads_and_lists_what_is_left_out(tmp_path
     assert (done.returncode, done.stdout) == (0, "")
     found = read_domain(DOMAIN.strip(), "web.xml")
     assert all(line in done.stderr for line in found.unlisted)
-    spec = read_file(str(target))
+    spec = read_spec(str(target))
     assert (spec.name, spec.cpus) == (found.description.name, found.description.cpus)
     assert spec.cpu == (found.description.cpu or "max")
     assert bool(spec.hugepages) == found.description.memory.hugepages
@@ -355,7 +355,7 @@ def test_export_writes_what_virt_xml_validate_accepts_and_qemu_reads(tmp_path: P
     assert [one.path for one in found.disks] == [str(disk)]
     toml = kvmkit("export", str(file), "--toml").stdout
     (tmp_path / "again.toml").write_text(toml)
-    assert read_file(str(tmp_path / "again.toml")) == read_file(str(file)).absolute(tmp_path)
+    assert read_spec(str(tmp_path / "again.toml")) == read_file(str(file)).absolute(tmp_path)
 
 
 def test_export_of_what_is_not_there_is_one_line() -> None:

@@ -153,14 +153,15 @@ def specified(args: argparse.Namespace) -> VmSpec:
     if args.command:
         given["command"] = tuple(args.command)
     if args.image is not None and args.image.endswith((".toml", ".json")):
-        from kvmkit.manager.specfile import read_file
+        from kvmkit.manager.specfile import read_spec
 
-        base, directory = read_file(args.image), Path(args.image).absolute().parent
+        base, directory = read_spec(args.image), Path(args.image).absolute().parent
     else:
         base, directory = VmSpec(image=args.image or ""), Path.cwd()
     import msgspec
 
     spec: VmSpec = msgspec.structs.replace(base.absolute(directory), **VmSpec(**given).absolute().changed(given))
+    spec = spec.resolved()
     spec.check()
     return spec
 

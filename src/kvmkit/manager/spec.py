@@ -87,7 +87,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     @property
     def alone(self) -> bool:
         """A kernel of the user's own, or one on a disk, of which nothing is known."""
-        return bool(self.kernel or self.firmware) and not self.image and not self.command
+        return bool(self.firmware or (self.kernel and not self.image)) and not self.command
 
     @property
     def with_agent(self) -> bool:
@@ -164,7 +164,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def _check_firmware(self) -> None:
         given = {
             "--kernel": self.kernel,
-            "IMAGE": self.image,
+            "IMAGE": self.image if not is_disk(self.image) else "",
             "COMMAND": self.command,
             "--initrd": self.initrd,
             "--append": self.append,
@@ -172,7 +172,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         for option, value in given.items():
             if value:
                 raise BadInput(f"--firmware starts what is on a disk: leave {option} away")
-        if not (self.disks or self.scsi):
+        if not (self.disks or self.scsi or self.image):
             raise BadInput("--firmware starts what is on a disk: name one with --disk")
         if os.sep in self.firmware or self.firmware not in FIRMWARE:
             from kvmkit.boot import firmware
@@ -200,6 +200,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
         )
 
+    def resolved(self) -> VmSpec:
+        """The same, which for an image that is a whole disk says that firmware starts it."""
+        if self.firmware or not is_disk(self.image):
+            return self
+        return msgspec.structs.replace(self, firmware="bios")
+
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
         """The fields of those names."""
         return {name: getattr(self, name) for name in names}
@@ -225,6 +231,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         if self.alone:
             if kernel and self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
+            if self.image:
+                disks = (*rootdisk.whole(self.image, directory), *disks)
         else:
             parameters = ["console=ttyS0", "panic=-1"]
             if not (kernel and initrd and not self.image):
@@ -307,12 +315,20 @@ def is_multiboot(kernel: str) -> bool:
         return False  # said in full when it is loaded
 
 
-def check_image(name: str) -> None:
-    from kvmkit.guest import images
+def is_disk(name: str) -> bool:
+    """Whether an image is a whole disk, which starts by its own boot loader."""
+    if not name:
+        return False
+    from kvmkit.guest import library
 
-    if name not in images.NAMES:
-        known = ", ".join(images.NAMES)
-        raise BadInput(f"no guest image {name!r}, known: {known}; a command goes after --: kvmkit run -- {name}")
+    return name not in library.BUILT_IN and library.exists(name) and (library.root() / name / library.DISK).exists()
+
+
+def check_image(name: str) -> None:
+    from kvmkit.guest import library
+
+    if not library.exists(name):
+        raise library.unknown(name)
 
 
 def find_image(name: str, progress: Progress | None = None) -> GuestImage:

@@ -58,7 +58,7 @@ class VM:
 
         Without a name it gets one that is free, and is removed at the end of a `with` block.
         """
-        wanted = VmSpec(name=name, **spec).absolute()
+        wanted = VmSpec(name=name, **spec).absolute().resolved()
         vm = cls.__new__(cls)
         vm._home = create.make(wanted)
         vm._removed_at_end = not name
