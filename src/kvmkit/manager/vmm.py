@@ -268,6 +268,7 @@ class Vmm:
             "time": time.time(),
             "state": self.noted.state,
             "agent": self.client.greeted and self.client.broken is None,
+            "agent_channel": "vsock" if self.client.fast else "serial",
             "engine": report.accel,
             "uptime_seconds": time.time() - self.noted.started,
             "cpu_seconds": times.user + times.system,
