@@ -86,6 +86,7 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
+    add("--balloon", action="store_true", help="let it give memory back while it runs (kvmkit set --memory-target)")
     text = "sockets between host and guest (vsock.sock in the VM's directory); default: with kvmkit's agent"
     add("--vsock", nargs="?", const=True, type=_cid, metavar="CID", help=text)
     add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
@@ -117,7 +118,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     for name in ("name", "kernel", "firmware"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")
-    given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
+    given |= {name: True for name in ("console", "debug_exit", "rng", "balloon") if getattr(args, name)}
     if args.disk:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:

@@ -129,6 +129,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Give the guest entropy from the host (virtio-rng)."""
     rng_limits: Limits = Limits()
     vsock: Vsock | None = None
+    balloon: bool = False
+    """Memory that the guest can give back while it runs (virtio-balloon)."""
 
     @property
     def throws_away(self) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvmkit.machine.spec import MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
+    from kvmkit.virtio.balloon import Balloon
     from kvmkit.virtio.blk import Blk
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.mmio import MmioTransport
@@ -47,6 +48,7 @@ class VirtioDevices:
         self.disks = []
         self.scsi = None
         self.vsock: Vsock | None = None
+        self.balloon: Balloon | None = None
         self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
@@ -61,6 +63,11 @@ class VirtioDevices:
                 rng = Rng(memory, log=log)
                 spec.rng_limits.limit(rng)
                 self._add(rng)
+            if spec.balloon:
+                from kvmkit.virtio.balloon import Balloon
+
+                self.balloon = Balloon(memory, log=log)
+                self._add(self.balloon)
             if spec.vsock is not None:  # last: the others keep their places whether it is there or not
                 from kvmkit.virtio.vsock import Vsock
 

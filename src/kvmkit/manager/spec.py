@@ -58,6 +58,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
+    balloon: Annotated[bool, Meta(description="memory that the guest can give back (kvmkit set)")] = False
     vsock: Annotated[
         bool | int | None,
         Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
@@ -110,6 +111,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         cpuid.parse(self.cpu)
         if self.hugepages:
             backing.check_choice(self.hugepages)
+        if self.balloon and self.hugepages not in ("", "transparent"):
+            raise BadInput("--balloon: memory on reserved huge pages can't be given back: leave one of them away")
         self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
@@ -213,6 +216,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             rng=self.rng,
             rng_limits=self.rng_limits,
             vsock=self.vsock_device,
+            balloon=self.balloon,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

@@ -275,9 +275,22 @@ class Vmm:
             "memory_given_bytes": self.noted.memory,
             "memory_used_bytes": resident(),
             "exits": report.exits,
+            **self._balloon(),
             "console_readers": self.tap.readers,
             "boots": self.machine.boots,
         }
+
+    def _balloon(self) -> dict[str, Any]:
+        """What the balloon holds, and what the guest says of its memory as of the call before."""
+        try:
+            balloon = self.machine.board.virtio.balloon
+        except KvmkitError:
+            return {}
+        if balloon is None:
+            return {}
+        balloon.ask_stats()
+        told = {"target_bytes": balloon.target, "given_bytes": balloon.given_bytes}
+        return {"balloon": {**told, "returned_bytes": balloon.returned_bytes, "guest": balloon.stats()}}
 
     def _check_agent(self) -> None:
         if not self.with_agent:
