@@ -137,11 +137,11 @@ def measure(seconds: float, runs: int, timeout: float, progress: Progress) -> Bl
                     except RunFailedError as error:
                         getattr(found, side).append(None)
                         report.failures.append(f"{point.name}, {side}, round {number + 1}: {error}")
-            _summarize(found)
+            summarize(found)
     return report
 
 
-def _summarize(found: PointReport) -> None:
+def summarize(found: PointReport) -> None:
     ours, theirs = ([None if one is None else one.rate for one in side] for side in (found.kvmkit, found.qemu))
     if theirs:
         found.ratio = pairs(ours, theirs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Mapping
 from typing import Literal
 
 from kvmkit.bench import kernel
@@ -32,7 +33,7 @@ NEXT, WRITE = 1, 2
 FLUSH, VERSION_1 = 1 << 9, 1
 SECTOR = 512
 
-_SET_UP = """
+SET_UP = """
     bb {base}              mov ebx, base
     be 00002000            mov esi, REGISTERS
     8b06                   1: mov eax, [rsi]
@@ -127,11 +128,11 @@ def build(
         SECTORS: struct.pack(f"<{SECTOR_COUNT}Q", *(place * (size // SECTOR) for place in order)),
     }
     values = {"base": base, "total": requests, "heads": 3 * depth}
-    code = _code(_SET_UP, values) + kernel.say(kernel.START) + _code(_RUN, values) + kernel.say(kernel.END)
-    return kernel.image(code + kernel.tail(), data)
+    program = code(SET_UP, values) + kernel.say(kernel.START) + code(_RUN, values) + kernel.say(kernel.END)
+    return kernel.image(program + kernel.tail(), data)
 
 
-def _code(listing: str, values: dict[str, int]) -> bytes:
+def code(listing: str, values: Mapping[str, int]) -> bytes:
     """The bytes of a listing: two spaces and more part them from the instruction in words."""
     filled = listing.format(**{name: struct.pack("<I", value).hex() for name, value in values.items()})
     return b"".join(bytes.fromhex(line.strip().split("  ", 1)[0]) for line in filled.splitlines() if line.strip())

@@ -117,7 +117,8 @@ def append(image: GuestImage) -> str:
 def kvmkit_command(accel: str, memory: int) -> list[str]:
     """`kvmkit run` as ./kvmkit starts it: by its file, not by -m, which would load more of Python first."""
     program = Path(kvmkit.__file__).with_name("__main__.py")
-    return [sys.executable, "-P", str(program), "run", "--accel", accel, "--memory", f"{memory // 1024}K"]
+    options = ["--accel", accel, "--memory", f"{memory // 1024}K", "--net", "none"]  # QEMU has no card either
+    return [sys.executable, "-P", str(program), "run", *options]
 
 
 def guest_ram_of_kvmkit(accel: str, memory: int, timeout: float) -> int | None:

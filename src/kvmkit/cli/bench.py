@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvmkit.bench.blk import BlkReport
     from kvmkit.bench.boot import BootReport
     from kvmkit.bench.exits import ExitsReport
+    from kvmkit.bench.net import NetReport
 
 SUMMARY = "measure beside QEMU in one run"
 
@@ -20,6 +21,7 @@ examples:
   kvmkit bench boot --runs 10         Debian's kernel to user space, in turn with QEMU
   kvmkit bench exits --json           exits to user space on KVM, in turn with a bare loop and QEMU
   kvmkit bench blk                    a disk on KVM, in turn with QEMU
+  kvmkit bench net                    a network card on KVM, in turn with QEMU
 
 exit status: 0 all was measured; 1 a run failed (it is told, and counts nowhere) or /dev/kvm can't be used.
 Without QEMU, kvmkit is measured alone.
@@ -41,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     exits.add_argument("--seconds", default="0.3", metavar="S", help="how long one round takes (default: 0.3)")
     blk = topics.add_parser("blk", help="a disk on KVM", description="Time reads and writes of a disk on KVM.")
     blk.add_argument("--seconds", default="0.5", metavar="S", help="how long one round takes (default: 0.5)")
-    for topic, timeout in ((boot, BOOT_TIMEOUT), (exits, EXITS_TIMEOUT), (blk, EXITS_TIMEOUT)):
+    net = topics.add_parser("net", help="a network card on KVM", description="Time frames to and from a card on KVM.")
+    net.add_argument("--seconds", default="0.5", metavar="S", help="how long one round takes (default: 0.5)")
+    for topic, timeout in ((boot, BOOT_TIMEOUT), (exits, EXITS_TIMEOUT), (blk, EXITS_TIMEOUT), (net, EXITS_TIMEOUT)):
         topic.add_argument("--runs", default="5", metavar="N", help="rounds (default: 5)")
         topic.add_argument(
             "--timeout",
@@ -55,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     runs = int(_number(args.runs, "--runs", 1, MOST_RUNS, whole=True))
     timeout = _number(args.timeout, "--timeout", 0.1, 1e6)
-    topics = {"boot": _boot, "exits": _exits, "blk": _blk}
+    topics = {"boot": _boot, "exits": _exits, "blk": _blk, "net": _net}
     return topics[args.topic](args, runs, timeout)
 
 
@@ -108,7 +112,23 @@ def _blk(args: argparse.Namespace, runs: int, timeout: float) -> int:
     return 1 if report.failures else 0
 
 
-def _print_json(report: BootReport | ExitsReport | BlkReport) -> None:
+def _net(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    from kvmkit.accel.choose import choose
+    from kvmkit.bench import net
+    from kvmkit.guest.progress import Shown
+
+    seconds = _number(args.seconds, "--seconds", 0.01, MOST_SECONDS)
+    choose("kvm")
+    with Shown() as progress:
+        report = net.measure(seconds, runs, timeout, progress)
+    if args.json:
+        _print_json(report)
+    else:
+        net.show(report, sys.stdout)
+    return 1 if report.failures else 0
+
+
+def _print_json(report: BootReport | ExitsReport | BlkReport | NetReport) -> None:
     import msgspec
 
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-HEAD = ("NAME", "STATE", "ENGINE", "CPUS", "CPU%", "USED", "GIVEN", "HUGE", "UP", "")
+HEAD = ("NAME", "STATE", "ENGINE", "CPUS", "CPU%", "USED", "GIVEN", "HUGE", "UP", "ADDRESS", "")
 PAGES = HEAD.index("HUGE")
 
 
@@ -68,6 +68,7 @@ def table(found: list[Row], *, huge: bool = False) -> str:
             size(row.memory_given) if row.memory_given else "-",
             *([_pages(row)] if huge else []),
             duration(row.uptime) if alive else "-",
+            ",".join(row.addresses) or "-",
             "in the foreground" if alive and row.foreground else f"{reason}{detail}",
         )
         lines.append(tuple("".join(c if c.isprintable() else "?" for c in text) for text in shown))

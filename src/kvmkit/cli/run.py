@@ -10,6 +10,7 @@ from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
+    from kvmkit.machine import Network
     from kvmkit.manager.spec import VmSpec
 
 SUMMARY = VERBS["run"].summary
@@ -31,6 +32,7 @@ examples:
   kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
+  kvmkit run --net user -- wget -O - http://192.0.2.1/    the network; kvmkit help networks
   kvmkit run --volume .:/work -- ls /work       a directory of the host's, in the guest
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
@@ -46,7 +48,7 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "name accel memory cpus cpu nested hugepages transport vsock kernel firmware append timeout".split()
+GIVEN = "policy name accel memory cpus cpu nested hugepages transport vsock kernel firmware append timeout".split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -84,6 +86,10 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
     add("--disk", action="append", metavar="DISK", help=text)
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
+    add("--net", action="append", metavar="NET", help="user, tap=NAME, bridge=NAME, network=NAME, socket=PATH or none")
+    text = "[ADDRESS:]PORT:GUEST-PORT[/udp]: a port of the host's that leads to the guest"
+    add("--publish", "-p", action="append", metavar="PORTS", help=text)
+    add("--policy", metavar="POLICY", help="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
     add("--balloon", action="store_true", help="let it give memory back while it runs (kvmkit set --memory-target)")
@@ -111,7 +117,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_scsi, parse_vhost_user, parse_volume
+    from kvmkit.machine import parse_disk, parse_network, parse_scsi, parse_vhost_user, parse_volume
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -123,6 +129,8 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
+    if args.net or args.publish:
+        given["networks"] = published(tuple(parse_network(text) for text in args.net or ["user"]), args.publish or [])
     if args.vhost_user:
         given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
     if args.volume:
@@ -148,6 +156,21 @@ def specified(args: argparse.Namespace) -> VmSpec:
     return spec
 
 
+def published(networks: tuple[Network, ...], ports: list[str]) -> tuple[Network, ...]:
+    """The cards, without those that are none, and with `ports` published by the one that can. BadInput."""
+    import msgspec
+
+    found = [each for each in networks if each.kind != "none"]
+    if ports:
+        user = next((each for each in found if each.kind == "user"), None)
+        if user is None:
+            raise BadInput(f"--publish {ports[0]}: goes with --net user; elsewhere the guest has an address of its own")
+        with_ports = msgspec.structs.replace(user, publish=tuple(ports))
+        with_ports.check()
+        found[found.index(user)] = with_ports
+    return tuple(found)
+
+
 def run(args: argparse.Namespace) -> int:
     from kvmkit.cli import stats_file
 
@@ -171,6 +194,7 @@ def _detach(args: argparse.Namespace, spec: VmSpec) -> int:
     for option, given in (("--tty", args.tty), ("--stats", args.stats)):
         if given:
             raise BadInput(f"{option} goes with a VM in the foreground, not with --detach")
+    _tell_of_network(spec)
     spec.machine()  # an image that is not there is built now, where its progress is seen
     with create.make(spec, temporary=args.rm) as home:
         try:
@@ -180,6 +204,14 @@ def _detach(args: argparse.Namespace, spec: VmSpec) -> int:
             raise
         print(home.name)
     return 0
+
+
+def _tell_of_network(spec: VmSpec) -> None:
+    from kvmkit.cli.main import say
+    from kvmkit.manager import networking
+
+    if spec.networks is None and not spec.alone and (text := networking.missing()):
+        say(f"note: {text}")
 
 
 def run_spec(
@@ -197,8 +229,10 @@ def run_spec(
     from kvmkit.cli import session
     from kvmkit.manager import create
 
+    _tell_of_network(spec)
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
+    spec = spec.identified()
     # A reset ends `run`: what it was called for is gone. Not so where a disk was started, which installers reset.
     machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
         attached=not spec.with_agent and not spec.serial

@@ -109,11 +109,34 @@ puts its own there with console=ttyS0. Disks are tried in their order, then CD-R
 There is no screen, network start or UEFI yet.
 """
 
+NETWORKS = """
+Networks (--net KIND[=NAME][,mac=ADDRESS][,queues=N][,mtu=N][,bps=N][,iops=N], as often as needed)
+
+  user            the host's network, by passt and without root: the guest is 10.0.2.15
+  tap=NAME        a TAP device of the host's
+  bridge=NAME     a bridge of the host's (as root)
+  socket=PATH     a UNIX stream socket, as of passt or QEMU's -netdev stream
+  switch=NAME     a switch of your VMs; each has an address of 169.254.0.0/16
+  none            no card
+
+  --publish [ADDRESS:]PORT:GUEST-PORT[/udp]   with user: a port of the host's (127.0.0.1) leads to the guest
+  --policy all|deny|dns|allow=ADDRESS[/BITS][:PORT],...   what the guest may send
+
+With `user,loopback` the guest reaches what listens on the host's 127.0.0.1 at 10.0.2.2. In the guest the cards are
+eth0, eth1 and so on; its kernel needs CONFIG_VIRTIO_NET.
+
+  kvmkit run --net user --publish 8080:80 -- httpd -f
+  kvmkit run --net switch=lab --detach --name a
+  kvmkit set a --policy allow=192.0.2.1:443,dns
+  kvmkit set a --net 0,link=down
+"""
+
 TOPICS: dict[str, Topic] = {
     "exit-status": Topic("what each exit status means", EXIT_STATUS),
     "engines": Topic("kvm and tcg, and which is taken", ENGINES),
     "kernels": Topic("which kernels can be started, and how", KERNELS),
     "firmware": Topic("starting a disk by its own boot loader", FIRMWARE),
     "disks": Topic("disks of a guest: files and block devices", DISKS),
+    "networks": Topic("network cards, and what they are connected to", NETWORKS),
     "files": Topic("where kvmkit keeps things", FILES),
 }

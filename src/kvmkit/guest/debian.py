@@ -63,6 +63,22 @@ for word in $(cat /proc/cmdline); do
 done
 """
 
+# What busybox's udhcpc has learned, in its environment.
+_DHCP = """\
+#!/bin/sh
+case $1 in
+deconfig) ip addr flush dev $interface; ip link set $interface up ;;
+bound | renew)
+	ip addr replace $ip/${mask:-24} dev $interface
+	[ -z "$mtu" ] || ip link set $interface mtu $mtu
+	for gateway in $router; do ip route replace default via $gateway dev $interface; break; done
+	[ -z "$dns" ] || {
+		[ -z "$domain" ] || echo "search $domain"
+		for server in $dns; do echo "nameserver $server"; done
+	} > /etc/resolv.conf ;;
+esac
+"""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -136,6 +152,7 @@ def _add_base(cpio: CpioWriter, agent: bytes) -> None:
     cpio.character_device("dev/null", 1, 3, 0o666)
     cpio.file("init", agent, 0o755)
     cpio.directory("usr/lib/kvmkit")
+    cpio.file("usr/lib/kvmkit/dhcp", _DHCP.encode(), 0o755)
     for name, text in _ETC.items():
         cpio.file(f"etc/{name}", text.encode())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-RECIPE = 6  # raise it when debian.py, cpio.py or modules.py makes a different image
+RECIPE = 7  # raise it when debian.py, cpio.py or modules.py makes a different image
 
 APPEND = "quiet cryptomgr.notests"
 """Kernel parameters that suit the guest on any machine; the machine adds its own (console=, ...)."""

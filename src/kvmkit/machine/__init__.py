@@ -10,6 +10,7 @@ channels (threads), lifecycle, stats.
 
 from .end import End, EndReason, State
 from .lifecycle import Machine
+from .network import Network, parse_network
 from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
 from .vhost_user import VhostUser, parse_vhost_user
 from .volume import Volume, parse_volume
@@ -20,11 +21,13 @@ __all__ = [
     "EndReason",
     "Machine",
     "MachineSpec",
+    "Network",
     "ScsiDisk",
     "State",
     "VhostUser",
     "Volume",
     "parse_disk",
+    "parse_network",
     "parse_scsi",
     "parse_size",
     "parse_vhost_user",

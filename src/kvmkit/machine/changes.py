@@ -95,6 +95,55 @@ def set_rng(machine: Machine, text: str) -> str:
     return machine.change(change)
 
 
+def set_net(machine: Machine, text: str) -> str:
+    """`N[,link=up|down][,bps=..]...`; what it is now, in words."""
+    where = f"--net {text}"
+    first, *options = text.split(",")
+    number = _number(where, first, len(machine.spec.networks), "network cards")
+    given: dict[str, Any] = {}
+    link: bool | None = None
+    for option in options:
+        limit = parse_limit(where, option)
+        if limit is not None:
+            given[limit[0]] = limit[1]
+        elif option in ("link=up", "link=down"):
+            link = option == "link=up"
+        else:
+            known = f"link=up, link=down, {', '.join(f'{key}=' for key in KEYS)}"
+            raise BadInput(f"{where}: no option {option!r}; there are {known}")
+    wanted = replace(machine.spec.networks[number], **given)
+    wanted.check_limits(where)
+
+    def change(board: Board) -> str:
+        card = board.virtio.networks[number]
+        if given:
+            wanted.limit(card)
+            cards = machine.spec.networks
+            machine.spec = replace(machine.spec, networks=(*cards[:number], wanted, *cards[number + 1 :]))
+        if link is not None:
+            card.set_link(link)
+        return f"net {number}: link {'up' if card.link else 'down'}, {wanted.told()}"
+
+    return machine.change(change)
+
+
+def set_policy(machine: Machine, text: str) -> str:
+    """`all`, `deny`, `dns` or `allow=ADDRESS:PORT,...`, for all its network cards; what it is now, in words."""
+    from kvmkit.machine.networks import policy_of
+
+    policies = [policy_of(network, text) for network in machine.spec.networks]
+    if not policies:
+        raise BadInput(f"--policy {text}: it has no network card")
+
+    def change(board: Board) -> str:
+        for card, policy in zip(board.virtio.networks, policies, strict=True):
+            card.set_policy(policy)
+        machine.spec = replace(machine.spec, policy=text)
+        return f"policy: {text or 'all'}"
+
+    return machine.change(change)
+
+
 def _adapter(board: Board) -> ScsiAdapter:
     if board.virtio.scsi is None:
         raise BadInput("it has no SCSI adapter: give it a --scsi device at its start")
@@ -143,5 +192,12 @@ def set_memory_target(machine: Machine, text: str) -> str:
     return machine.change(change)
 
 
-SETTABLE = {"disk": set_disk, "rng": set_rng, "scsi": set_scsi, "memory-target": set_memory_target}
+SETTABLE = {
+    "disk": set_disk,
+    "rng": set_rng,
+    "scsi": set_scsi,
+    "net": set_net,
+    "policy": set_policy,
+    "memory-target": set_memory_target,
+}
 """What `kvmkit set` can change, by its option."""

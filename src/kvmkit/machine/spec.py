@@ -10,6 +10,7 @@ import msgspec
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import KEYS, Limits, parse_limit
+from kvmkit.machine.network import Network
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import MOST_VOLUMES, Volume
 
@@ -121,6 +122,9 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     disks: tuple[Disk, ...] = ()
     scsi: tuple[ScsiDisk, ...] = ()
     """Units of one virtio-scsi adapter: targets 0, 1, 2, ..., each with LUN 0."""
+    networks: tuple[Network, ...] = ()
+    policy: str = ""
+    """What the guest may send; see net/policy.py."""
     vhost_user: tuple[VhostUser, ...] = ()
     """Devices that other processes serve."""
     volumes: tuple[Volume, ...] = ()
@@ -167,6 +171,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self.rng_limits.check_limits("--rng-limit")
         self._check_start()
         self._check_disks()
+        for network in self.networks:
+            network.check()
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:
@@ -204,7 +210,7 @@ def parse_disk(text: str) -> Disk:
 
     A comma in PATH is written twice. Raises BadInput.
     """
-    path, options = _path_and_options("--disk", text)
+    path, options = path_and_options("--disk", text)
     given: dict[str, str | float | bool] = {}
     for option in options:
         key, _equals, value = option.partition("=")
@@ -225,7 +231,7 @@ def parse_disk(text: str) -> Disk:
 
 def parse_scsi(text: str) -> ScsiDisk:
     """A ScsiDisk of PATH[,ro][,snapshot][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
-    path, options = _path_and_options("--scsi", text)
+    path, options = path_and_options("--scsi", text)
     given: dict[str, str | bool] = {}
     for option in options:
         if option in ("ro", "cd", "snapshot"):
@@ -237,7 +243,7 @@ def parse_scsi(text: str) -> ScsiDisk:
     return msgspec.convert({"path": path, **given}, ScsiDisk)
 
 
-def _path_and_options(option: str, text: str) -> tuple[str, list[str]]:
+def path_and_options(option: str, text: str) -> tuple[str, list[str]]:
     path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     if not path:
         raise BadInput(f"{option} {text}: give a path first, such as {option} disk.raw,ro")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvmkit.virtio.blk import Blk
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.mmio import MmioTransport
+    from kvmkit.virtio.net import Net
     from kvmkit.virtio.pci import PciTransport
     from kvmkit.virtio.vsock import Vsock
 
@@ -32,6 +33,7 @@ class VirtioDevices:
 
     devices: list[VirtioDevice]
     disks: list[Blk]
+    networks: list[Net]
     scsi: ScsiAdapter | None
     """The SCSI adapter, if there is one."""
 
@@ -46,6 +48,8 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.networks = []
+        self._closers: list[Callable[[], None]] = []
         self.scsi = None
         self.vsock: Vsock | None = None
         self.balloon: Balloon | None = None
@@ -56,6 +60,7 @@ class VirtioDevices:
         try:
             self._add_disks(spec)
             self._add_scsi(spec)
+            self._add_networks(spec)
             self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
@@ -110,6 +115,35 @@ class VirtioDevices:
 
         self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
         self._add(self.scsi.device)
+
+    def _add_networks(self, spec: MachineSpec) -> None:
+        if not spec.networks:
+            return
+        from msgspec.structs import replace
+
+        from kvmkit.machine.networks import connect, default_mac, policy_of
+        from kvmkit.net.options import parse_mac
+        from kvmkit.virtio.net import Net
+
+        for network in spec.networks:
+            mac = network.mac or default_mac()
+            connection = connect(replace(network, mac=mac), spec.cpus)
+            self._closers.append(connection.close)
+            name = f"net {network.kind}{'=' if network.name else ''}{network.name}"
+            card = Net(
+                self._memory,
+                connection.backend,
+                parse_mac(mac),
+                name=name,
+                mtu=network.mtu or connection.mtu,
+                log=self._log,
+            )
+            if network.limited:
+                network.limit(card)
+            card.set_policy(policy_of(network, spec.policy))
+            card.lost = connection.lost(card, self._log)
+            self.networks.append(card)
+            self._add(card)
 
     def _add_vhost_user(self, spec: MachineSpec) -> None:
         for one in spec.vhost_user:
@@ -189,8 +223,12 @@ class VirtioDevices:
         self._transports = []
         for device in self.devices:
             device.close()
+        for close in self._closers:
+            close()
+        self._closers = []
         self.devices = []
         self.disks = []
+        self.networks = []
 
 
 def _firmware_path(transport: MmioTransport | PciTransport) -> str:

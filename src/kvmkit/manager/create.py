@@ -14,6 +14,7 @@ from kvmkit.manager.spec import VmSpec
 def make(wanted: VmSpec, *, temporary: bool = False) -> Home:
     """A new VM, not running. `temporary`: it goes when it ends. BadInput: it can't be, or its name is taken."""
     wanted.check()
+    wanted = wanted.identified()
     try:
         data = spec.encode(msgspec.structs.replace(wanted, name=""))  # its directory has the name
     except UnicodeEncodeError:

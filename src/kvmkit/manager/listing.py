@@ -36,6 +36,8 @@ class Row(msgspec.Struct, kw_only=True):
     uptime: float = 0.0
     created: float = 0.0
     started: float = 0.0
+    addresses: list[str] = []
+    """Of its network cards, where they are known."""
     foreground: bool = False
     ended: Ended | None = None
 
@@ -93,6 +95,7 @@ def _measure(result: Row, noted: Record) -> None:
         return
     ticks = os.sysconf("SC_CLK_TCK")
     result.pid = noted.pid
+    result.addresses = noted.addresses
     result.cpu_seconds = (int(fields[11]) + int(fields[12])) / ticks
     result.memory_used = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
     alive = time.clock_gettime(time.CLOCK_BOOTTIME) - noted.ticks / ticks

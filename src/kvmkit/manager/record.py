@@ -42,6 +42,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     memory: int = 0
     """Bytes of guest RAM."""
     cpus: int = 0
+    addresses: list[str] = []
+    """Of its network cards, where they are known."""
     foreground: bool = False
     temporary: bool = False
     """The VM goes when it ends."""

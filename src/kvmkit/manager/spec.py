@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
+from kvmkit.machine.network import Network
 from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
@@ -54,6 +55,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     preallocate: Annotated[bool, Meta(description="have all of guest RAM before the guest starts")] = False
     disks: Annotated[tuple[Disk, ...], Meta(description="raw images and block devices, as virtio-blk")] = ()
     scsi: Annotated[tuple[ScsiDisk, ...], Meta(description="disks and CD-ROMs, as virtio-scsi")] = ()
+    networks: Annotated[
+        tuple[Network, ...] | None, Meta(description="network cards; none said: one by passt, where that is installed")
+    ] = None
+    policy: Annotated[str, Meta(description="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")] = ""
+    mac: Annotated[str, Meta(description="the first card's address; none: one is chosen when the VM is made")] = ""
     vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
@@ -94,7 +100,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
         from kvmkit.accel import cpuid
         from kvmkit.machine import parse_size
-        from kvmkit.manager import names
+        from kvmkit.manager import names, networking
         from kvmkit.memory import backing
 
         if self.name:
@@ -116,6 +122,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
+        for network in self.networks or ():
+            network.check()
+        networking.check(self.networks, self.policy, self.mac)
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:
@@ -128,6 +137,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
             check_image(self.image)
+
+    def identified(self) -> VmSpec:
+        """The same with an address for its first card, which stays with it."""
+        from kvmkit.machine.networks import default_mac
+
+        return self if self.mac else msgspec.structs.replace(self, mac=default_mac())
 
     def _check_firmware(self) -> None:
         given = {
@@ -159,6 +174,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
@@ -174,12 +190,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         """The machine, with the image built if it is not there. `attached`: the console is on this terminal."""
         from kvmkit.accel.choose import choose
         from kvmkit.machine import MachineSpec, parse_size
+        from kvmkit.manager import networking
         from kvmkit.memory import backing
 
         self.check()
         choose(self.accel)
         backing.check(parse_size(str(self.memory)), self.hugepages, self.memory_path)
         kernel, initrd, append = self.kernel, self.initrd, self.append or ""
+        networks = networking.settled(self.networks, self.mac, alone=self.alone)
         if self.alone:
             if kernel and self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
@@ -192,6 +210,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 parameters.append(image.append)
             parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
+            parameters += networking.parameters(networks)
             parameters += [volume.parameter(number) for number, volume in enumerate(self.volumes)]
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
@@ -211,6 +230,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             transport=self.transport,
             disks=self.disks,
             scsi=self.scsi,
+            networks=networks,
+            policy=self.policy,
             vhost_user=self.vhost_user,
             volumes=self.volumes,
             rng=self.rng,
@@ -224,6 +245,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         )
         spec.check()
         return spec
+
+
+def _absolute(network: Network, base: Path) -> Network:
+    if network.kind != "socket":
+        return network
+    return msgspec.structs.replace(network, name=os.path.join(base, network.name))
 
 
 def _absolute_serial(text: str, base: Path) -> str:

@@ -18,7 +18,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, files, outcome, record, vsock, wire
+from kvmkit.manager import events, files, networking, outcome, record, vsock, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
@@ -68,6 +68,7 @@ class Vmm:
             record.begin(self.noted)
             self.noted.foreground = foreground
             self.noted.memory, self.noted.cpus = spec.memory, spec.cpus
+            self.noted.addresses = networking.addresses(spec.networks)
             home.store(self.noted)
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)

@@ -168,13 +168,14 @@ class VirtioDevice(Served):
         """
         if not all(0 <= number < 1e18 for number in (bytes, operations, byte_burst, operation_burst)):
             raise BadInput(f"{self.name}: a rate limit is a number from 0 to 1e18")
-        limit_set(
-            cython.address(self.limit), bytes, byte_burst or bytes / 10, operations, operation_burst or operations / 10
-        )
+        self.apply_limit(bytes, byte_burst or bytes / 10, operations, operation_burst or operations / 10)
         with self.lock:  # who waits by the old rates looks again
             for lane in self.lanes:
                 lane.hold()
             self._go_on()
+
+    def apply_limit(self, bytes: float, byte_burst: float, operations: float, operation_burst: float) -> None:
+        limit_set(cython.address(self.limit), bytes, byte_burst, operations, operation_burst)
 
     @cython.cfunc
     @cython.nogil
@@ -185,7 +186,9 @@ class VirtioDevice(Served):
         if wait == 0:
             return True
         q.wanted = False
-        lane.due = monotonic() + wait
+        due: int64_t = monotonic() + wait
+        if lane.due == 0 or due < lane.due:
+            lane.due = due
         return False
 
     def needs_reset(self, why: str) -> None:

@@ -113,21 +113,50 @@ def packed_get(q: cython.pointer(VirtQueue), chain: cython.pointer(Chain)) -> cy
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def packed_put(q: cython.pointer(VirtQueue), id: uint16_t, slots: uint16_t, written: uint32_t) -> cython.void:
-    """Give a chain back; it takes as many places in the ring as it had."""
+def packed_fill(q: cython.pointer(VirtQueue), id: uint16_t, slots: uint16_t, written: uint32_t) -> uint16_t:
+    """Write a chain's place as used, but for its flags, by which the driver sees it; these. It takes as many places in
+    the ring as it had."""
     place: cython.pointer(uint8_t) = q.desc + 16 * cython.cast(uint64_t, q.next_used)
     flags: uint16_t = (DESC_AVAIL | DESC_USED) if q.used_wrap else 0
     if written:
         flags |= DESC_WRITE
     store32(place + 8, written, RELAXED)
     store16(place + 12, id, RELAXED)
-    store16(place + 14, flags, RELEASE)
     q.busy -= slots
     q.next_used += slots
     if q.next_used >= q.size:
         q.next_used -= q.size
         q.used_wrap = not q.used_wrap
     q.unsignalled += slots
+    return flags
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def packed_put(q: cython.pointer(VirtQueue), id: uint16_t, slots: uint16_t, written: uint32_t) -> cython.void:
+    """Give a chain back."""
+    place: cython.pointer(uint8_t) = q.desc + 16 * cython.cast(uint64_t, q.next_used)
+    flags: uint16_t = packed_fill(q, id, slots, written)
+    store16(place + 14, flags, RELEASE)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def packed_put_together(
+    q: cython.pointer(VirtQueue),
+    chains: cython.pointer(cython.pointer(Chain)),
+    written: cython.pointer(uint32_t),
+    count: cython.int,
+) -> cython.void:
+    """Give chains back that the driver is to see at once: it looks at the first one's flags, which are set last."""
+    first: cython.pointer(uint8_t) = q.desc + 16 * cython.cast(uint64_t, q.next_used)
+    flags: uint16_t = packed_fill(q, chains[0].id, chains[0].slots, written[0])
+    i: cython.int
+    for i in range(1, count):
+        packed_put(q, chains[i].id, chains[i].slots, written[i])
+    store16(first + 14, flags, RELEASE)
 
 
 @cython.cfunc

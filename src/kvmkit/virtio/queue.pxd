@@ -19,11 +19,13 @@ cdef bint queue_has(VirtQueue *q) noexcept nogil
 cdef int queue_get(VirtQueue *q, Chain *chain) noexcept nogil
 cdef void queue_unget(VirtQueue *q, Chain *chain) noexcept nogil
 cdef void queue_release(VirtQueue *q, Chain *chain, uint32_t written) noexcept nogil
+cdef void queue_release_together(VirtQueue *q, Chain **chains, uint32_t *written, int count) noexcept nogil
 cdef void queue_signal(VirtQueue *q) noexcept nogil
 cdef bint queue_end(VirtQueue *q) noexcept nogil
 
 cdef void full_fence(VirtQueue *q) noexcept nogil
 cdef void put(VirtQueue *q, uint16_t id, uint16_t slots, uint32_t written) noexcept nogil
+cdef void tell_engine(VirtQueue *q, const Chain *chain) noexcept nogil
 cdef void interrupt(VirtQueue *q) noexcept nogil
 cdef void signal_fenced(VirtQueue *q) noexcept nogil
 

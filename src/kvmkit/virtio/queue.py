@@ -13,6 +13,7 @@ from cython.cimports.kvmkit.virtio.packed import (
     packed_loud,
     packed_map,
     packed_put,
+    packed_put_together,
     packed_quiet,
     packed_wants_interrupt,
 )
@@ -32,6 +33,7 @@ from cython.cimports.kvmkit.virtio.split import (
     split_loud,
     split_map,
     split_put,
+    split_put_together,
     split_quiet,
     split_wants_interrupt,
 )
@@ -135,6 +137,39 @@ def put(q: cython.pointer(VirtQueue), id: uint16_t, slots: uint16_t, written: ui
 
 
 @cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def tell_engine(q: cython.pointer(VirtQueue), chain: cython.pointer(cython.const[Chain])) -> cython.void:
+    """Where a device wrote, translated code may have gone stale."""
+    i: uint16_t
+    if q.ram.written != cython.NULL:
+        for i in range(chain.readable, chain.count):
+            q.ram.written(q.ram.engine, chain.address[i], chain.iov[i].iov_len)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def queue_release_together(
+    q: cython.pointer(VirtQueue),
+    chains: cython.pointer(cython.pointer(Chain)),
+    written: cython.pointer(uint32_t),
+    count: cython.int,
+) -> cython.void:
+    """Give chains back so that the driver sees all of them or none. They must be those that were taken first."""
+    i: cython.int
+    for i in range(count):
+        tell_engine(q, chains[i])
+    if q.packed:
+        packed_put_together(q, chains, written, count)
+    else:
+        split_put_together(q, chains, written, count)
+    q.in_flight -= count
+    q.returned += count  # where the driver was promised order, it has it
+
+
+@cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def queue_release(q: cython.pointer(VirtQueue), chain: cython.pointer(Chain), written: uint32_t) -> cython.void:
@@ -142,10 +177,7 @@ def queue_release(q: cython.pointer(VirtQueue), chain: cython.pointer(Chain), wr
 
     Chains may come back in any order; where the driver was promised order, one waits for those before it.
     """
-    if q.ram.written != cython.NULL:
-        i: uint16_t
-        for i in range(chain.readable, chain.count):
-            q.ram.written(q.ram.engine, chain.address[i], chain.iov[i].iov_len)
+    tell_engine(q, chain)
     if not q.in_order:
         put(q, chain.id, chain.slots, written)
         return

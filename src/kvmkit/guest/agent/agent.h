@@ -95,6 +95,9 @@ void add_entropy(const u8 *data, u32 n);
 /* drivers.c: kernel modules for the devices that are there. */
 int load_drivers(int with_vsock);               /* the pid of the process that goes on for vsock's, or 0 */
 
+/* network.c: cards that the kernel's command line gives an address. */
+void network_up(void);
+
 /* start.c: what only the first process does. */
 extern int wants_vsock;
 const char *start_early(void);                  /* returns the serial channel's path */

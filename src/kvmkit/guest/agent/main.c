@@ -68,6 +68,7 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
     if (first_process && starts_with(path, "/dev/console")) {
         start_late();
         load_drivers(0);
+        network_up();
         mount_volumes();
         start_console();
     }
@@ -85,6 +86,7 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
     if (first_process) {
         start_late();
         loader = load_drivers(wants_vsock);
+        network_up();
         mount_volumes();
     }
 

@@ -1,0 +1,6 @@
+from .backend import Backend
+
+class TapBackend(Backend):
+    @property
+    def mtu(self) -> int: ...
+    def __init__(self, name: str, *, pairs: int = 1) -> None: ...
