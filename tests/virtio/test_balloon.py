@@ -152,7 +152,8 @@ def test_statistics(packed: bool) -> None:
     memory.close()
 
 
-def test_the_target_is_told(packed: bool = False) -> None:
+@formats
+def test_the_target_is_told(packed: bool) -> None:
     memory = GuestMemory(16 * MIB)
     with MmioDriver(Balloon(memory), memory, packed=packed, features=ALL) as driver:
         driver.start()

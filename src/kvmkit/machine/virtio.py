@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvmkit.pci import HostBridge
     from kvmkit.virtio.balloon import Balloon
     from kvmkit.virtio.blk import Blk
+    from kvmkit.virtio.console import Console
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.net import Net
@@ -53,6 +54,7 @@ class VirtioDevices:
         self.scsi = None
         self.vsock: Vsock | None = None
         self.balloon: Balloon | None = None
+        self.console: Console | None = None
         self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
@@ -68,6 +70,7 @@ class VirtioDevices:
                 rng = Rng(memory, log=log)
                 spec.rng_limits.limit(rng)
                 self._add(rng)
+            self._add_ports(spec)
             if spec.balloon:
                 from kvmkit.virtio.balloon import Balloon
 
@@ -83,6 +86,15 @@ class VirtioDevices:
         except BaseException:
             self.close()
             raise
+
+    def _add_ports(self, spec: MachineSpec) -> None:
+        if not spec.console_ports:
+            return
+        from kvmkit.virtio.console import CONSOLE, Console
+
+        ports = sorted(((one.name, one.path) for one in spec.console_ports), key=lambda port: port[0] != CONSOLE)
+        self.console = Console(self._memory, ports, log=self._log)
+        self._add(self.console)
 
     def _add_disks(self, spec: MachineSpec) -> None:
         if not spec.disks:

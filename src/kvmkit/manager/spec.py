@@ -13,7 +13,7 @@ from msgspec import Meta
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network
-from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
+from kvmkit.machine.spec import ConsolePort, Disk, ScsiDisk, Vsock
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
 
@@ -64,6 +64,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
+    console_ports: Annotated[
+        tuple[ConsolePort, ...], Meta(description="ports of virtio-console; hvc0 is a console")
+    ] = ()
     balloon: Annotated[bool, Meta(description="memory that the guest can give back (kvmkit set)")] = False
     vsock: Annotated[
         bool | int | None,
@@ -179,6 +182,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
+            console_ports=tuple(
+                msgspec.structs.replace(one, path=os.path.join(base, one.path) if one.path else "")
+                for one in self.console_ports
+            ),
             volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
         )
 
@@ -238,6 +245,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             rng_limits=self.rng_limits,
             vsock=self.vsock_device,
             balloon=self.balloon,
+            console_ports=self.console_ports,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

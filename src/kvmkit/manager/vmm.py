@@ -18,7 +18,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, files, networking, outcome, record, vsock, wire
+from kvmkit.manager import events, files, networking, outcome, record, sockets, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
@@ -73,7 +73,7 @@ class Vmm:
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
-            spec = vsock.placed(spec, home)
+            spec = sockets.placed(spec, home)
             self.machine = Machine(spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns)
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
         except BaseException as error:
@@ -83,7 +83,7 @@ class Vmm:
         self.client.companion = self.server
         self.server.after_each_turn(self._look)
         own = spec.vsock
-        self._agent_socket = vsock.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
+        self._agent_socket = sockets.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
 
     def _disk_full(self, why: str) -> None:
         events.note(self.home.current_name(), "log lost", f"can't write the console's log: {why}")

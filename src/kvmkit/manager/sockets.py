@@ -1,4 +1,4 @@
-"""A VM's vsock sockets, in its directory; and the agent's second channel, which comes by one of them."""
+"""The sockets of a VM's devices, in its directory; and the agent's second channel, which comes by one of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ PARAMETER = "kvmkit.vsock"
 
 
 def placed(spec: MachineSpec, home: Home) -> MachineSpec:
-    """The spec with its vsock's socket in the VM's directory, and a CID that goes with its name."""
+    """The spec with its devices' sockets in the VM's directory, and a CID that goes with its name."""
+    if spec.console_ports:
+        ports = tuple(
+            port if port.path else msgspec.structs.replace(port, path=wire.address(home.directory, f"{port.name}.port"))
+            for port in spec.console_ports
+        )
+        spec = msgspec.structs.replace(spec, console_ports=ports)
     own = spec.vsock
     if own is None or own.path:
         return spec
