@@ -168,6 +168,15 @@ def test_the_clock_is_right_after_a_pause(kvmkit, by_vsock: str) -> None:
 
 def test_without_vsock_the_serial_port_does(kvmkit, home: Path) -> None:
     assert kvmkit("run", "-d", "--name", "slow", "--accel", "tcg", "--memory", "128M", "--no-vsock").returncode == 0
-    assert kvmkit("exec", "slow", "sh", "-c", "ls /sys/bus/virtio/devices 2>/dev/null; echo here").stdout == "here\n"
+    assert kvmkit("exec", "slow", "sh", "-c", "ls /dev/vsock 2>/dev/null; echo here").stdout == "here\n"
     assert channel(home, "slow") == "serial"
     assert kvmkit("rm", "-f", "slow").returncode == 0
+
+
+def test_a_device_without_a_driver_is_noted(kvmkit) -> None:
+    words = ["--no-vsock", "--rng", "--append", "initcall_blacklist=acpi_init", "--net", "none"]
+    assert kvmkit("run", "-d", "--name", "bare", "--accel", "tcg", "--memory", "128M", *words).returncode == 0
+    assert kvmkit("wait", "--ready", "bare").returncode == 0
+    assert kvmkit("kill", "bare").returncode == 0
+    assert "rng into use: its kernel needs CONFIG_HW_RANDOM_VIRTIO" in kvmkit("logs", "--process", "bare").stdout
+    assert kvmkit("rm", "-f", "bare").returncode == 0

@@ -10,6 +10,7 @@ Everything here is one thread's, but for the console, which the machine's thread
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 30.0
 """How long a guest may take to power off when it is asked to."""
+DRIVER_SECONDS = 10.0
+"""After its agent's first word, a guest loads its drivers in a tenth of that."""
 GRACE_SECONDS = 1.0
 """Between SIGHUP and SIGKILL for a command whose client has gone."""
 
@@ -61,6 +64,8 @@ class Vmm:
         self._stop_at: float | None = None
         self._orphans: list[tuple[Command, float]] = []
         self._boots = 1
+        self._drivers_at: float | None = None
+        self._drivers_told = False
         self.stopping = ""
         """Why it is to end, when somebody here wants it."""
         self.finished = False
@@ -149,6 +154,7 @@ class Vmm:
         if self._agent_socket is not None:
             self._agent_socket.close()
         self.machine.close()
+        self._note_undriven()
         self.noted.ended = ended
         self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
         self.server.finish(
@@ -198,7 +204,28 @@ class Vmm:
                 self._orphans.remove(orphan)
             else:
                 moments.append(moment)
+        if (moment := self._look_for_drivers(now)) is not None:
+            moments.append(moment)
         return min(moments, default=None)
+
+    def _look_for_drivers(self, now: float) -> float | None:
+        """Some time after a guest in the background is up, note which devices it does not use; in the foreground,
+        cli.session tells."""
+        if self._drivers_at is None and self.client.greeted and not self.noted.foreground:
+            self._drivers_at = now + DRIVER_SECONDS
+        if self._drivers_at is None or self._drivers_told:
+            return None
+        if now >= self._drivers_at:
+            self._note_undriven()
+        return self._drivers_at
+
+    def _note_undriven(self) -> None:
+        if self._drivers_told or self.noted.foreground:
+            return
+        self._drivers_told = True
+        for line in self.machine.undriven():
+            sys.stderr.write(f"warning: {line}\n")
+            events.note(self.home.current_name(), "no driver", line)
 
     def _orphan(self, command: Command) -> None:
         self._orphans.append((command, time.monotonic() + GRACE_SECONDS))

@@ -69,7 +69,7 @@ CONSOLE: str = "hvc0"
 
 @cython.cclass
 class Console(VirtioDevice):
-    """`ports` are (name, path of its socket). The one named `hvc0`, if there is one, is a console, and is to be the first.
+    """`ports` are (name, path of its socket). The one named `hvc0`, if there is one, is a console, and has to be first.
 
     BadInput for names and paths that can't be.
     """
