@@ -3,6 +3,7 @@
 A module with a .pxd beside its .py is compiled; there is no other list.
 """
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -42,7 +43,8 @@ REPLACED = [
 
 def extension(source: Path) -> Extension:
     name = ".".join(source.relative_to(SOURCE).with_suffix("").parts)
-    options: dict[str, list[str]] = {"extra_compile_args": ["-O2", "-g0", "-Wno-unused-function"]}
+    optimize = os.environ.get("KVMKIT_OPTIMIZE", "-O2")
+    options: dict[str, list[str]] = {"extra_compile_args": [optimize, "-g0", "-Wno-unused-function"]}
     if name == "kvmkit.accel.tcg.cpu":
         options["extra_objects"] = [str(UNICORN / "lib" / "libunicorn.a")]
         options["include_dirs"] = [str(UNICORN / "include")]
@@ -56,11 +58,14 @@ def extension(source: Path) -> Extension:
 
 
 compiled = sorted(pxd.with_suffix(".py") for pxd in SOURCE.rglob("*.pxd") if pxd.with_suffix(".py").exists())
+processors = len(os.sched_getaffinity(0))
 setup(
     ext_modules=cythonize(
         [extension(source) for source in compiled],
         language_level=3,
         compiler_directives={"boundscheck": True, "cdivision": True, "embedsignature": True},
         build_dir="build/cython",
+        # Processes that are started by other means would run this file again.
+        nthreads=processors if multiprocessing.get_start_method() == "fork" else 0,
     ),
 )

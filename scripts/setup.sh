@@ -26,6 +26,20 @@ fail() {
 	exit 1
 }
 
+# What ends us ends the step that runs, with all that it has started: each is a session of its own.
+running=
+stopped() {
+	trap '' HUP INT TERM
+	if [ -n "$running" ]; then
+		kill -s TERM -- "-$running" 2>/dev/null || :
+		wait "$running" 2>/dev/null || :
+	fi
+	exit "$1"
+}
+trap 'stopped 129' HUP
+trap 'stopped 130' INT
+trap 'stopped 143' TERM
+
 # step TEXT COMMAND...: show TEXT, run COMMAND with its output in the log.
 step() {
 	text=$1
@@ -33,8 +47,12 @@ step() {
 	say "$text ..."
 	mkdir -p "$venv"
 	printf '\n== %s: %s\n' "$text" "$*" >>"$log"
-	"$@" >>"$log" 2>&1 </dev/null 9<&- || {
-		status=$?
+	setsid "$@" >>"$log" 2>&1 </dev/null 9<&- &
+	running=$!
+	status=0
+	wait "$running" || status=$?
+	running=
+	[ "$status" = 0 ] || {
 		printf 'kvmkit: %s failed (status %s); the end of %s:\n' "$text" "$status" "$log" >&2
 		tail -n 15 "$log" | sed 's/^/  /' >&2
 		[ "${text#compiling}" = "$text" ] || rm -f "$compiling" # an error in a source leaves nothing half written
@@ -79,13 +97,6 @@ missing_packages() {
 	missing=${missing# }
 }
 
-apt_install() {
-	# The lists may be missing or too old to be of use: look again then.
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" || {
-		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
-	}
-}
-
 system_packages() {
 	missing_packages
 	[ -n "$missing" ] || return 0
@@ -96,7 +107,7 @@ system_packages() {
 		fail "system packages are missing; install them with: sudo apt-get install $missing"
 	fi
 	# shellcheck disable=SC2086 # a list of words
-	step "installing $missing" apt_install $missing
+	step "installing $missing" sh scripts/apt.sh $missing
 	find_python || fail "needs Python 3.11 or newer; this system's is $(python3 -V 2>&1 || echo missing)"
 }
 
@@ -167,7 +178,10 @@ fi
 exec 9<"$root" # a lock on the checkout itself leaves no file behind
 if ! flock -n 9; then
 	say "waiting for another set-up of this checkout"
-	flock 9
+	setsid flock 9 &
+	running=$!
+	wait "$running"
+	running=
 	if ready "$kind"; then exit 0; fi
 fi
 
@@ -179,8 +193,9 @@ rm -f "$stamp"
 : >"$stamp.new" # a source that is changed while this runs is newer than this, and compiled next time
 requirements
 compile
-count_compiled :
-printf '%s\n' "$root" "$base" "$compiled" >"$stamp.text"
+suffix=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+count_compiled : "$suffix" || fail "a module was not compiled; see $log"
+printf '%s\n' "$root" "$base" "$compiled" "$suffix" >"$stamp.text"
 touch -r "$stamp.new" "$stamp.text"
 mv "$stamp.text" "$stamp"
 rm -f "$stamp.new"

@@ -70,6 +70,32 @@ def on_resize(changed: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, previous)
 
 
+@contextmanager
+def waking() -> Iterator[int]:
+    """A descriptor that is readable once a signal has come, for whoever waits by poll: a signal that comes just before
+    poll begins would else be looked at when poll ends, which may be never. What is in it (`drain`) means nothing more.
+    Signals are Python's main thread's; in another one it is never readable.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False) if in_main else -1
+    try:
+        yield reading
+    finally:
+        if in_main:
+            signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+        os.close(reading)
+        os.close(writing)
+
+
+def drain(fd: int) -> None:
+    """Take what is in the descriptor of `waking`, so that it waits again."""
+    try:
+        os.read(fd, 64)
+    except BlockingIOError:
+        pass
+
+
 class EscapeKey:
     """The way out of a raw terminal: Ctrl-] and then x. Ctrl-] twice is one Ctrl-] for the guest."""
 

@@ -16,7 +16,7 @@ import pytest
 from calling import COMMAND, environment, left_of
 from tests.machine.guests import END, build
 
-from kvmkit.terminal import EscapeKey
+from kvmkit.terminal import EscapeKey, drain, waking
 
 TCG = ("run", "--accel", "tcg")
 
@@ -34,32 +34,64 @@ class Session:
             stdin=self.user,
             stdout=self.user,
             stderr=self.user,
-            env={**environment(), "TERM": "vt100"},
+            env={**environment(), "TERM": "vt100", "PYTHONFAULTHANDLER": "1"},
             process_group=0,
         )
 
-    def until(self, text: bytes, seconds: float = 60) -> None:
-        """Read what is shown until `text` comes."""
+    def comes(self, text: bytes, seconds: float) -> bool:
+        """Read what is shown until `text` comes; False if it does not."""
         end = time.monotonic() + seconds
         while text not in self.shown:
             left = end - time.monotonic()
-            assert left > 0, f"no {text!r} in {self.shown!r}"
+            if left <= 0:
+                return False
             if select.select([self.host], [], [], left)[0]:
                 self.shown += os.read(self.host, 4096)
+        return True
+
+    def until(self, text: bytes) -> None:
+        assert self.comes(text, 90), f"no {text!r} in {self.shown!r}"
 
     def type(self, keys: bytes) -> None:
         os.write(self.host, keys)
+
+    def ask(self, line: bytes, *answers: bytes) -> None:
+        """Type a line for a shell until it answers. busybox's asks the terminal where its cursor is at each prompt, and
+        swallows what is typed meanwhile: a line that got no answer is given up (Ctrl-C) and typed again."""
+        for _ in range(20):
+            self.type(line + b"\r")
+            if all(self.comes(answer, 5) for answer in answers):
+                return
+            self.type(b"\x03")
+        raise AssertionError(f"no answer to {line!r} in {self.shown!r}")
+
+    def leave(self, line: bytes) -> int:
+        """The same for a line that ends the shell; returns kvmkit's exit status."""
+        for _ in range(20):
+            self.type(line + b"\r")
+            if self.ended(5):
+                break
+        return self.end()
 
     def children(self) -> list[int]:
         listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(word) for word in listed.split()]
 
-    def end(self) -> int:
-        """Its exit status; what is still shown is read, so that it never waits for that."""
-        end = time.monotonic() + 30
+    def ended(self, seconds: float) -> bool:
+        """Whether it ends in that time; what is still shown is read, so that it never waits for that."""
+        end = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < end:
             if select.select([self.host], [], [], 0.05)[0]:
                 self.shown += os.read(self.host, 4096)
+        return self.process.poll() is not None
+
+    def end(self) -> int:
+        """Its exit status."""
+        if not self.ended(60):
+            for child in self.children():
+                os.kill(child, signal.SIGABRT)  # faulthandler tells where it is
+            self.ended(5)
+            raise AssertionError(f"it did not end: {self.shown.decode(errors='replace')}")
         return self.process.wait(0)
 
     def restored(self) -> bool:
@@ -94,15 +126,11 @@ def test_a_shell_on_a_terminal(session) -> None:
     shell.until(b"# ")
     assert EscapeKey.NAME.encode() in shell.shown
     assert not shell.restored()
-    shell.type(b"stty size; tty\r")
-    shell.until(b"33 99")
-    shell.until(b"/dev/pts/")
-    shell.type(b"echo run$((40+2)); sleep 50\r")
-    shell.until(b"run42")
+    shell.ask(b"stty size; tty", b"33 99", b"/dev/pts/")
+    shell.ask(b"echo run$((40+2)); sleep 50", b"run42")
     shell.type(b"\x03")  # Ctrl-C is the guest's: it ends the sleep, not us
     shell.until(b"^C")
-    shell.type(b"exit 6\r")
-    assert shell.end() == 6
+    assert shell.leave(b"exit 6") == 6
     assert shell.restored()
 
 
@@ -121,10 +149,8 @@ def test_the_console_has_a_shell(session) -> None:
     console = session(*TCG, "--console")
     console.until(b"# ")
     assert b"Linux version" in console.shown
-    console.type(b"echo $((6*7))\r")
-    console.until(b"42\r\n")
-    console.type(b"exit\r")
-    assert console.end() == 0
+    console.ask(b"echo $((6*7))", b"42\r\n")
+    assert console.leave(b"exit") == 0
     assert console.restored()
 
 
@@ -192,3 +218,21 @@ def test_the_escape_keys_parts(typed: list[bytes], passed: bytes, left: bool) ->
     key = EscapeKey()
     assert b"".join(map(key.feed, typed)) == passed
     assert key.pressed is left
+
+
+def test_a_signal_that_comes_just_before_a_wait_ends_it() -> None:
+    """Its handler has run by then, so that poll alone would wait for the next one."""
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    try:
+        with waking() as signals:
+            poll = select.poll()
+            poll.register(signals, select.POLLIN)
+            assert poll.poll(0) == []
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert poll.poll(10_000) == [(signals, select.POLLIN)]
+            drain(signals)
+            drain(signals)
+            assert poll.poll(0) == []
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,9 +88,72 @@ def test_missing_packages_are_named_to_who_is_not_root(tmp_path: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
+def processes_of(checkout: Path) -> list[str]:
+    """The command lines of those that run for this checkout: they name it, are in it, or wait for its lock."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            places = [os.readlink(process / "cwd")]
+            places += [os.readlink(process / "fd" / "9")] if (process / "fd" / "9").is_symlink() else []
+            if any(str(checkout) in text for text in (words, *places)):
+                found.append(words)
+        except OSError:
+            pass  # it has ended
+    return found
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_set_up_and_all_it_has_started(tmp_path: Path, number: int, status: int) -> None:
+    checkout = copy(tmp_path / "checkout")
+    log = checkout / ".venv" / "setup.log"
+    process = subprocess.Popen([checkout / "kvmkit", "--version"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while not log.exists() or "making a virtual environment" not in log.read_text():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    waiting = subprocess.Popen([checkout / "kvmkit", "--version"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while "flock 9" not in str(processes_of(checkout)):
+        assert waiting.poll() is None, waiting.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    for one in waiting, process:
+        one.send_signal(number)
+        assert one.wait(30) == status
+        assert one.communicate() == (None, b"")
+    while processes_of(checkout):  # they have been sent their signal, and may take a moment
+        assert time.monotonic() < end, processes_of(checkout)
+        time.sleep(0.02)
+
+
+APT_GET = """#!/bin/sh
+echo "$*" >>{log}
+case "$* $(grep -c update {log})" in
+*update*" 1") echo "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1" >&2; exit 100 ;;
+*install*" 0") exit 100 ;;
+esac
+"""
+
+
+def test_another_apt_is_waited_for(tmp_path: Path) -> None:
+    log, programs = tmp_path / "log", tmp_path / "bin"
+    programs.mkdir()
+    for name, text in ("apt-get", APT_GET.format(log=log)), ("dpkg", f'#!/bin/sh\necho "dpkg $*" >>{log}\n'):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    command = ["sh", ROOT / "scripts" / "apt.sh", "gcc", "git"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    install = "-o DPkg::Lock::Timeout=600 install -y --no-install-recommends gcc git"
+    assert log.read_text().splitlines() == [install, "dpkg --configure -a", "update", "update", install]
+
+
 @IN_CI
 @pytest.mark.timeout(600)
-def test_from_a_clone_to_a_moved_checkout(tmp_path: Path) -> None:
+def test_from_a_clone_to_a_moved_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMKIT_OPTIMIZE", "-O0")  # that compilers take long is not what is tested
     checkout = copy(tmp_path / "a checkout")
     command = [str(checkout / "kvmkit"), "--version"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -113,6 +178,11 @@ def test_from_a_clone_to_a_moved_checkout(tmp_path: Path) -> None:
     python = [str(checkout / ".venv" / "bin" / "python"), "-c", script]
     assert subprocess.run(python, capture_output=True, text=True, env=environment).stdout == "42\n"
 
+    (built,) = changed.parent.glob("device.*.so")
+    built.unlink()
+    assert run(checkout, "--version").stdout == VERSION
+    assert built.exists(), "a compiled module that is gone is made again"
+
     changed.write_text(changed.read_text() + "this is no Python\n")
     broken = run(checkout, "--version")
     assert broken.returncode == 1
@@ -126,8 +196,11 @@ def test_from_a_clone_to_a_moved_checkout(tmp_path: Path) -> None:
 
 @IN_CI
 @pytest.mark.timeout(600)
-def test_as_an_installed_package(tmp_path: Path) -> None:
+def test_as_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMKIT_OPTIMIZE", "-O0")
     source, installed = copy(tmp_path / "source"), tmp_path / "installed"
+    if (ROOT / "build" / "cython").is_dir():  # what Cython makes of each module: the test above has it made anew
+        shutil.copytree(ROOT / "build" / "cython", source / "build" / "cython")
     subprocess.run([sys.executable, "-m", "venv", installed], check=True)
     python = installed / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", source], check=True)

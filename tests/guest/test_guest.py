@@ -1,4 +1,4 @@
-"""The default guest as it is: Debian's kernel and our user space, under QEMU's software CPU."""
+"""The image `tiny` as it is: Debian's kernel and our user space, under QEMU's software CPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_image_is_whole(image: GuestImage) -> None:
 
 def test_a_damaged_image_is_found_out(image: GuestImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMKIT_HOME", str(tmp_path))
-    copy = tmp_path / "cache" / "images" / "debian" / image.kernel.parent.name
+    copy = tmp_path / "cache" / "images" / "tiny" / image.kernel.parent.name
     shutil.copytree(image.kernel.parent, copy)
     assert ensure().kernel == copy / "vmlinuz"
     data = bytearray((copy / "initrd").read_bytes())

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from kvmkit.errors import BadInput, HostError
-from kvmkit.guest import images
-from kvmkit.guest.debian import Built, applets
+from kvmkit.guest import images, store
+from kvmkit.guest.tiny import Built, applets
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def program(directory: Path, name: str, text: str) -> None:
 
 
 def left_over(home: Path) -> list[str]:
-    return [p.name for p in (home / "cache" / "images" / "debian").iterdir() if not p.name.endswith(".lock")]
+    return [p.name for p in (home / "cache" / "images" / "tiny").iterdir() if not p.name.endswith(".lock")]
 
 
 def test_an_unknown_image_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="no guest image 'plan9'; known: debian"):
+    with pytest.raises(BadInput, match="no guest image 'plan9'; known: debian, tiny"):
         images.ensure("plan9")
 
 
@@ -122,9 +122,9 @@ def test_no_space_is_said_in_one_line(home: Path, monkeypatch: pytest.MonkeyPatc
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images, "_write", full)
+    monkeypatch.setattr(store, "write", full)
     monkeypatch.setattr(
-        "kvmkit.guest.debian.build",
+        "kvmkit.guest.tiny.build",
         lambda work, progress: Built(b"k", b"i", "6", {}),
     )
     with pytest.raises(HostError, match=r"can't build the guest image in .*: No space left"):

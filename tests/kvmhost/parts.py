@@ -162,7 +162,9 @@ def disk() -> Files:
 
 
 def images() -> Files:
-    """The default guest's files from this machine's cache, so that nothing is built inside."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    top = Path(base) / "kvmkit"
-    return [(f"kvmkit/{name}", path) for name, path in tree(top) if name.startswith("images/")]
+    """The image `tiny` from this machine's cache, so that nothing is built inside."""
+    from kvmkit.guest.images import directory_of
+
+    directory = directory_of("tiny")
+    place = f"kvmkit/images/tiny/{directory.name}"
+    return [(f"{place}/{name}", path) for name, path in tree(directory)]

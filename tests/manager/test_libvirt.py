@@ -225,9 +225,9 @@ def test_there_and_back() -> None:
 
 
 def test_what_xml_can_not_hold_is_named() -> None:
-    line = "-nic user,hostfwd=tcp::2222-:22 -daemonize -pidfile /p -mem-path /dev/hugepages -device isa-debug-exit"
+    line = "-nic user,restrict=on -daemonize -pidfile /p -mem-path /dev/hugepages -device isa-debug-exit"
     _, left = write_domain(parse(line.split()))
-    for word in ("2222", "daemonize", "pidfile", "/dev/hugepages", "isa-debug-exit"):
+    for word in ("restrict=on", "daemonize", "pidfile", "/dev/hugepages", "isa-debug-exit"):
         assert any(word in text for text in left)
     with pytest.raises(BadInput, match="XML"):
         write_domain(Description(name="a\x01b"))
@@ -334,3 +334,27 @@ def test_export_of_what_is_not_there_is_one_line() -> None:
         done = kvmkit(*line)
         assert done.returncode in (1, 2)
         assert done.stderr.count("\n") == 1
+
+
+def test_ports_of_a_user_network_both_ways() -> None:
+    interface = """<interface type='user'><backend type='passt'/><mac address='52:54:00:00:00:01'/>
+      <portForward proto='tcp'><range start='2022' to='22'/><range start='80' end='82'/></portForward>
+      <portForward proto='udp' address='192.0.2.1'><range start='53'/></portForward></interface>"""
+    text = re.sub(r"<interface type='bridge'>.*?</interface>", interface, DOMAIN, count=1, flags=re.DOTALL)
+    found = read_domain(text, "web.xml")
+    assert [line for line in found.unlisted if "portForward" in line or "backend" in line] == []
+    ports = [
+        (each.protocol, each.host_address, each.host_port, each.guest_port)
+        for each in found.description.networks[0].forwards
+    ]
+    assert ports == [
+        ("tcp", "", 2022, 22),
+        ("tcp", "", 80, 80),
+        ("tcp", "", 81, 81),
+        ("tcp", "", 82, 82),
+        ("udp", "192.0.2.1", 53, 53),
+    ]
+    written, _ = write_domain(found.description)
+    assert read_domain(written, "again.xml").description.networks == found.description.networks
+    with pytest.raises(BadInput, match="portForward: 0 to 22"):
+        read_domain(text.replace("start='2022'", "start='0'"), "web.xml")

@@ -6,6 +6,7 @@ import os
 import threading
 
 import pytest
+from resets import reset_in_the_midst
 
 from kvmkit.memory import GuestMemory
 from kvmkit.testing.driver import RING_RESET, MmioDriver
@@ -64,14 +65,7 @@ def test_random_bytes(memory: GuestMemory, packed: bool) -> None:
 @formats
 def test_reset_and_start_again_at_any_moment(memory: GuestMemory, packed: bool) -> None:
     with MmioDriver(Rng(memory), memory, packed=packed) as driver:
-        for _ in range(30):
-            driver.start()
-            for _ in range(8):
-                driver.queues[0].add([(driver.buffers, 4096, True)])
-            driver.ring(0)
-            driver.reset()
-            before = memory.read(driver.buffers, 4096)
-            assert memory.read(driver.buffers, 4096) == before
+        reset_in_the_midst(driver, memory, 30)
         driver.start()
         assert len(driver.request(0, b"", 16)) == 16
 

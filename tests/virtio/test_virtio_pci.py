@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from resets import reset_in_the_midst
 
 from kvmkit.bus import pc
 from kvmkit.errors import BadInput
@@ -75,14 +76,7 @@ def test_a_device_answers(memory: GuestMemory, packed: bool, msix: bool, events:
 @ways
 def test_reset_and_start_again_at_any_moment(memory: GuestMemory, packed: bool, msix: bool) -> None:
     with PciDriver(Rng(memory), memory, packed=packed, msix=msix) as driver:
-        for _ in range(20):
-            driver.start()
-            for _ in range(8):
-                driver.queues[0].add([(driver.buffers, 4096, True)])
-            driver.ring(0)
-            driver.reset()
-            before = memory.read(driver.buffers, 4096)
-            assert memory.read(driver.buffers, 4096) == before
+        reset_in_the_midst(driver, memory, 20)
         driver.start()
         while driver.wait_interrupt(0.01):  # one that was on its way at a reset
             pass

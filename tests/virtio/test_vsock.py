@@ -239,6 +239,8 @@ def test_the_host_closes(tmp_path: Path) -> None:
         program.close()
         assert v.guest.packet().data == b"last"
         ended = v.guest.packet()
+        if (ended.op, ended.flags) == (SHUTDOWN, 2):  # seen to have ended its sending a moment before it was gone
+            ended = v.guest.packet()
         assert (ended.op, ended.flags) == (SHUTDOWN, 3)
         v.guest.send(RW, 52, port, b"nobody reads this")
         v.guest.send(RST, 52, port)

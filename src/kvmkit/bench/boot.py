@@ -67,7 +67,7 @@ def measure(accel: str, runs: int, memory: int, timeout: float, progress: Progre
     """
     from kvmkit.guest import images
 
-    image = images.ensure(progress=progress)
+    image = images.ensure("tiny", progress)
     report = BootReport(accel, memory, image.release, qemu.version())
     sides: dict[str, tuple[Callable[[str, GuestImage, int, float], Boot], list[Boot | None]]] = {
         "kvmkit": (boot_kvmkit, report.kvmkit)
@@ -118,7 +118,7 @@ def kvmkit_command(accel: str, memory: int) -> list[str]:
     """`kvmkit run` as ./kvmkit starts it: by its file, not by -m, which would load more of Python first."""
     program = Path(kvmkit.__file__).with_name("__main__.py")
     options = ["--accel", accel, "--memory", f"{memory // 1024}K", "--net", "none"]  # QEMU has no card either
-    return [sys.executable, "-P", str(program), "run", *options]
+    return [sys.executable, "-P", str(program), "run", "tiny", *options]
 
 
 def guest_ram_of_kvmkit(accel: str, memory: int, timeout: float) -> int | None:

@@ -7,6 +7,7 @@ import select
 from typing import TYPE_CHECKING
 
 from kvmkit import terminal
+from kvmkit.cli.named import SHELL
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.manager import control, wire
 from kvmkit.manager.wire import Connection
@@ -14,7 +15,6 @@ from kvmkit.manager.wire import Connection
 if TYPE_CHECKING:
     from kvmkit.manager.home import Home
 
-SHELL = ["/bin/sh", "-l"]
 LEFT = 130
 """Our exit status when the escape key left a command."""
 PIECE = 1 << 16
@@ -129,37 +129,31 @@ def _relayed(connection: Connection, relay: Relay, name: str, tty: bool) -> int:
     def changed() -> None:
         nonlocal resized
         resized = True
-        os.write(wake, b"x")
 
-    woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        with terminal.on_resize(changed):
-            while True:
-                poll = select.poll()
-                poll.register(connection, select.POLLIN)
-                poll.register(woken, select.POLLIN)
-                if relay.writing >= 0:
-                    if relay.pending:
-                        poll.register(relay.writing, select.POLLOUT)
-                    elif not relay.ended:
-                        poll.register(0, select.POLLIN)
-                ready = dict(poll.poll())
-                if woken in ready:
-                    os.read(woken, 64)
-                if resized and tty:
-                    resized = False
-                    connection.send({"resize": terminal.size(0)})
-                if 0 in ready:
-                    relay.read()
-                    if relay.escape is not None and relay.escape.pressed:
-                        return LEFT
-                if relay.writing >= 0 and relay.writing in ready:
-                    relay.write()
-                if connection.fileno() in ready:
-                    return _status(connection, name)
-    finally:
-        os.close(woken)
-        os.close(wake)
+    with terminal.waking() as signals, terminal.on_resize(changed):
+        while True:
+            poll = select.poll()
+            poll.register(connection, select.POLLIN)
+            poll.register(signals, select.POLLIN)
+            if relay.writing >= 0:
+                if relay.pending:
+                    poll.register(relay.writing, select.POLLOUT)
+                elif not relay.ended:
+                    poll.register(0, select.POLLIN)
+            ready = dict(poll.poll())
+            if signals in ready:
+                terminal.drain(signals)
+            if resized and tty:
+                resized = False
+                connection.send({"resize": terminal.size(0)})
+            if 0 in ready:
+                relay.read()
+                if relay.escape is not None and relay.escape.pressed:
+                    return LEFT
+            if relay.writing >= 0 and relay.writing in ready:
+                relay.write()
+            if connection.fileno() in ready:
+                return _status(connection, name)
 
 
 def console(home: Home) -> int:
@@ -173,13 +167,13 @@ def console(home: Home) -> int:
         attended = os.isatty(0)
         if attended:
             say(f"the console of {home.name}; {terminal.EscapeKey.NAME} leaves it, and the VM goes on")
-        with terminal.raw(0):
-            return _carry(connection, attended)
+        with terminal.raw(0), terminal.waking() as signals:
+            return _carry(connection, attended, signals)
     finally:
         connection.close()
 
 
-def _carry(connection: Connection, attended: bool) -> int:
+def _carry(connection: Connection, attended: bool, signals: int) -> int:
     escape = terminal.EscapeKey()
     link = connection.socket
     link.settimeout(None)
@@ -187,8 +181,11 @@ def _carry(connection: Connection, attended: bool) -> int:
     poll = select.poll()
     poll.register(link, select.POLLIN)
     poll.register(0, select.POLLIN)
+    poll.register(signals, select.POLLIN)
     while True:
         ready = dict(poll.poll())
+        if signals in ready:
+            terminal.drain(signals)
         if link.fileno() in ready:
             try:
                 data = link.recv(PIECE)

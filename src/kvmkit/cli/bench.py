@@ -36,7 +36,7 @@ MOST_SECONDS = 600.0
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     topics = parser.add_subparsers(dest="topic", required=True, metavar="WHAT")
-    boot = topics.add_parser("boot", help="cold boots", description="Time cold boots of the default guest image.")
+    boot = topics.add_parser("boot", help="cold boots", description="Time cold boots of the guest image tiny.")
     boot.add_argument("--accel", default="auto", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
     boot.add_argument("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM (default: 512M)")
     exits = topics.add_parser("exits", help="exits on KVM", description="Time exits to user space on KVM.")

@@ -11,6 +11,9 @@ from kvmkit.errors import KvmkitError
 if TYPE_CHECKING:
     from kvmkit.manager.home import Home
 
+SHELL = ["/bin/sh", "-c", "exec $(command -v bash || echo sh) -l"]
+"""The best shell that a guest has, as a login shell."""
+
 
 def one(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the VM's name")

@@ -10,15 +10,15 @@ from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
-    from kvmkit.machine import Network
+    from kvmkit.machine import MachineSpec, Network
+    from kvmkit.manager.home import Home
     from kvmkit.manager.spec import VmSpec
 
 SUMMARY = VERBS["run"].summary
 TAKES_COMMAND = True
-DEFAULT_IMAGE = "debian"
 
 DESCRIPTION = """\
-Boot IMAGE (debian, built on first use) in a new VM, run COMMAND in it, and end it. COMMAND's input, output and
+Boot IMAGE (debian or tiny, built on first use) in a new VM, run COMMAND in it, and end it. COMMAND's input, output and
 exit status are yours. Without COMMAND: a shell on a terminal, elsewhere a short demonstration.
 A file that ends in .toml or .json in IMAGE's place says all that (`kvmkit schema`); options go before it.
 With --detach the VM goes on in the background: see it by `kvmkit ps`, use it by `kvmkit exec`."""
@@ -29,11 +29,14 @@ examples:
   kvmkit run -- sh -c 'uname -r; exit 7'        output and exit status are the command's
   echo hello | kvmkit run -- tr a-z A-Z         so is its input
   kvmkit run --memory 1G --timeout 60 -- make   more memory, and an end after a minute
+  kvmkit run --root-size 8G -- apt update       a disk for what it writes, where its memory is too small
+  kvmkit run tiny -- ps                         busybox instead of Debian
   kvmkit run --cpu Haswell,-rtm -- lscpu        a CPU model; kvmkit cpu list has them all
   kvmkit run --hugepages=2M --memory 1G         RAM on huge pages (kvmkit host hugepages enable)
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
   kvmkit run --net user -- wget -O - http://192.0.2.1/    the network; kvmkit help networks
   kvmkit run --volume .:/work -- ls /work       a directory of the host's, in the guest
+  kvmkit run --disk a.qcow2 -- lsblk            other formats, overlays, nbd://: docs/vhost-user.md
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
@@ -48,7 +51,9 @@ exit status: COMMAND's; 1 the guest or kvmkit failed; 2 bad input; 124 --timeout
 with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engines, kvmkit help kernels."""
 
 
-GIVEN = "policy name accel memory cpus cpu nested hugepages transport vsock kernel firmware append timeout".split()
+GIVEN = (
+    "name accel memory cpus cpu nested hugepages root_size transport vsock policy kernel firmware append timeout"
+).split()
 """Options that are fields of a VmSpec as they come."""
 
 
@@ -66,11 +71,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def specification(parser: argparse.ArgumentParser) -> None:
     """The options that say what a VM is to be; those that are not given are None."""
     add = parser.add_argument
-    add(
-        "image", nargs="?", metavar="IMAGE", help=f"the guest image (default: {DEFAULT_IMAGE}), or a file that says all"
-    )
+    add("image", nargs="?", metavar="IMAGE", help="the guest image (default: debian), or a file that says all")
     add("--name", metavar="NAME", help="the VM's name, by which it is kept (default: one that is free)")
     add("--accel", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
+    add("--root-size", metavar="SIZE", help="the root disk (default: 16G for a VM that is kept, else it is in memory)")
     add("--memory", "-m", metavar="SIZE", help="guest RAM, such as 512M or 2G (default: 512M)")
     add("--cpus", type=whole_number, metavar="N", help="vCPUs (default: 1; more on kvm only)")
     add("--cpu", metavar="MODEL", help="CPU model, as listed by `kvmkit cpu list` (default: max)")
@@ -83,7 +87,7 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
     text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
     add("--vhost-user", action="append", metavar="DEVICE", help=text)
-    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
+    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a disk image or block device"
     add("--disk", action="append", metavar="DISK", help=text)
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--net", action="append", metavar="NET", help="user, tap=NAME, bridge=NAME, network=NAME, socket=PATH or none")
@@ -220,6 +224,16 @@ def _tell_of_network(spec: VmSpec) -> None:
         say(f"note: {text}")
 
 
+def _with_layer(home: Home, machine: MachineSpec, spec: VmSpec) -> MachineSpec:
+    from kvmkit.manager import rootdisk
+
+    try:
+        return rootdisk.with_layer(machine, home.path, spec.root_bytes())
+    except BaseException:
+        home.discard()  # it was made for this
+        raise
+
+
 def run_spec(
     spec: VmSpec,
     *,
@@ -250,6 +264,8 @@ def run_spec(
         pidfile = PidFile(spec.pidfile)
     try:
         with create.make(spec, temporary=temporary) as home:
+            if spec.root_size or not temporary:
+                machine = _with_layer(home, machine, spec)
             return session.run(
                 home,
                 machine,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kvmkit import terminal
 from kvmkit.cli import stats_file
 from kvmkit.cli.main import say
+from kvmkit.cli.named import SHELL
 from kvmkit.errors import GuestFault, KvmkitError
 from kvmkit.manager import outcome
 from kvmkit.manager.record import Ended
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from kvmkit.manager.vmm import Vmm
 
 DEMONSTRATION = ["sh", "-c", '. /etc/os-release; echo "$PRETTY_NAME in a VM of kvmkit"; uname -srm; uptime']
-SHELL = ["/bin/sh", "-l"]
 TIMED_OUT = outcome.TIMED_OUT
 INTERRUPTED = 130
 HELLO_SECONDS = 300.0
@@ -73,7 +73,12 @@ def run(
     undriven = _Undriven(vmm.machine)
     status = INTERRUPTED
     try:
-        status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
+        with terminal.waking() as signals:
+            vmm.server.watch(signals, lambda events: terminal.drain(signals))
+            try:
+                status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
+            finally:
+                vmm.server.forget(signals)
         return status
     except KvmkitError as error:
         status = error.exit_status

@@ -37,7 +37,7 @@ def start(home: Home, *, wait: bool = False) -> None:
 
     wanted = spec.decode(files.read(home.directory, SPEC), str(home.path / SPEC))
     if not home.running():
-        wanted.machine()  # an image that is not there is built now, where its progress is seen
+        wanted.machine(directory=home.path)  # an image that is not there is built now, where its progress is seen
     spawn(home)
     if wait and wanted.with_agent:
         control.ask(home, "ready", timeout=600.0)

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -44,6 +45,21 @@ _ARCHIVE_ERROR = re.compile(r"^[EW]: *(.+)$", re.MULTILINE)
 _STATUS = re.compile(rb"^dlstatus:[^:]*:([0-9.]+):")
 
 
+@dataclass(frozen=True)
+class Source:
+    """One line of apt's sources."""
+
+    uri: str
+    release: str
+    components: tuple[str, ...]
+    keys: str = ""
+    """What Signed-By says, when that is files."""
+
+    def line(self) -> str:
+        options = f" [signed-by={self.keys}]" if self.keys else ""
+        return f"deb{options} {self.uri} {' '.join([self.release, *self.components])}\n"
+
+
 class Apt:
     """apt with its own state in `directory`, which the caller makes and removes."""
 
@@ -73,6 +89,27 @@ class Apt:
         self._progress.step("reading package lists")
         self._update_errors = self._run(["apt-get", "-qq", "update"], check=False)
 
+    def sources(self) -> list[Source]:
+        """Where Debian's own packages come from on this machine, after `update`. HostError: nowhere."""
+        fields = ("REPO_URI", "RELEASE", "COMPONENT", "SIGNED_BY", "ORIGIN")
+        form = "\t".join(f"$({field})" for field in fields)
+        command = ["apt-get", "-c", str(self._config), "indextargets", "--format", form, "Created-By: Packages"]
+        result = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for line in result.stdout.splitlines():
+            uri, release, component, keys, origin = line.split("\t")
+            if origin == "Debian" and not release.endswith("/"):
+                known = found.setdefault((uri, release, keys if keys.startswith("/") else ""), [])
+                known.extend([component] if component not in known else [])
+        if not found:
+            why = self._update_errors or "the root disk is made of Debian's packages"
+            raise HostError(f"this machine's apt sources name no archive of Debian's: {why}")
+        # A release's own archive first: its updates carry longer names.
+        return [
+            Source(uri, release, tuple(components), keys)
+            for (uri, release, keys), components in sorted(found.items(), key=lambda item: len(item[0][1]))
+        ]
+
     def show(self, package: str) -> dict[str, str]:
         """The fields of the version apt would install. HostError: there is none."""
         command = ["apt-cache", "-c", str(self._config), "show", "--no-all-versions", package]
@@ -99,7 +136,8 @@ class Apt:
     def _run(self, command: list[str], cwd: Path | None = None, check: bool = True) -> str:
         """Run apt, moving the progress bar. Returns "" or what went wrong, in one line."""
         reading, writing = os.pipe()
-        arguments = [command[0], "-c", str(self._config), "-o", f"APT::Status-Fd={writing}", *command[1:]]
+        watched = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        arguments = [*watched, command[0], "-c", str(self._config), "-o", f"APT::Status-Fd={writing}", *command[1:]]
         with (self._directory / "log" / "output").open("w+") as log, os.fdopen(reading, "rb") as status:
             try:
                 process = subprocess.Popen(

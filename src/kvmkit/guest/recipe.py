@@ -1,8 +1,12 @@
-"""What identifies the default guest; apart from how it is built, so that using it does not load that."""
+"""What identifies the guests that kvmkit builds; apart from how, so that using one does not load that."""
 
 from __future__ import annotations
 
-RECIPE = 7  # raise it when debian.py, cpio.py or modules.py makes a different image
+TINY = 9
+"""Raise it when tiny.py, cpio.py or modules.py makes a different image."""
+
+ROOT = 4
+"""The same for `debian`: rootdisk.py, drivers.py, disk/erofs.py."""
 
 APPEND = "quiet cryptomgr.notests"
 """Kernel parameters that suit the guest on any machine; the machine adds its own (console=, ...)."""

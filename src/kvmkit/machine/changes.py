@@ -53,10 +53,14 @@ def set_disk(machine: Machine, text: str) -> str:
     wanted.check_limits(where)
 
     def change(board: Board) -> str:
+        from kvmkit.virtio.blk import Blk
+
         blk = board.virtio.disks[number]
-        if size:
-            _grow(where, blk, size)
         if size is not None:
+            if not isinstance(blk, Blk):
+                raise BadInput(f"{where}: the size of a disk that is not raw can't be changed while the VM runs")
+            if size:
+                _grow(where, blk, size)
             blk.resize()
         if given:
             wanted.limit(blk)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
     from kvmkit.boot.acpi import MmioDevice
     from kvmkit.machine.scsi import ScsiAdapter
-    from kvmkit.machine.spec import MachineSpec
+    from kvmkit.machine.spec import Disk, MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
     from kvmkit.virtio.balloon import Balloon
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.net import Net
     from kvmkit.virtio.pci import PciTransport
+    from kvmkit.virtio.vhost_user.device import VhostUserDevice
     from kvmkit.virtio.vsock import Vsock
 
 PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
@@ -33,7 +34,7 @@ class VirtioDevices:
     """Made before the vCPUs; `close` after them and before the VM. A machine without such devices loads none of it."""
 
     devices: list[VirtioDevice]
-    disks: list[Blk]
+    disks: list[Blk | VhostUserDevice]
     networks: list[Net]
     scsi: ScsiAdapter | None
     """The SCSI adapter, if there is one."""
@@ -103,7 +104,10 @@ class VirtioDevices:
         from kvmkit.virtio.blk import Blk
 
         for number, disk in enumerate(spec.disks):
-            file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct)
+            if disk.served:
+                self._add_served_disk(disk, disk.queues or 1)  # with one queue, nothing is lost with the daemon
+                continue
+            file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct, raw=disk.format == "raw")
             try:
                 blk = Blk(
                     self._memory,
@@ -119,6 +123,29 @@ class VirtioDevices:
                 raise
             self.disks.append(blk)
             self._add(blk)
+
+    def _add_served_disk(self, disk: Disk, queues: int) -> None:
+        from kvmkit.block.formats import decide
+        from kvmkit.vhost_user import storage
+        from kvmkit.virtio.vhost_user.device import VhostUserDevice
+        from kvmkit.virtio.vhost_user.kinds import blk
+
+        daemon = storage.make(
+            disk.path,
+            decide(disk.path, disk.format),
+            queues=queues,
+            readonly=disk.readonly,
+            direct=disk.direct,
+            key=disk.key,
+            backing=disk.backing,
+        )
+        name = f"disk {disk.path}"
+        device = VhostUserDevice(
+            self._memory, blk(queues), name, name=name, queues=queues, daemon=daemon, log=self._log
+        )
+        disk.limit(device)
+        self.disks.append(device)
+        self._add(device)
 
     def _add_scsi(self, spec: MachineSpec) -> None:
         if not spec.scsi:
@@ -155,6 +182,7 @@ class VirtioDevices:
             card.set_policy(policy_of(network, spec.policy))
             card.lost = connection.lost(card, self._log)
             self.networks.append(card)
+            self._optional.append(card if network.optional else None)
             self._add(card)
 
     def _add_vhost_user(self, spec: MachineSpec) -> None:

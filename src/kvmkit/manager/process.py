@@ -76,7 +76,12 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
             from kvmkit.manager.pidfile import PidFile
 
             held.append(PidFile(wanted.pidfile))
-        vmm = Vmm(own, wanted.machine(), with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+        machine = wanted.machine(directory=own.path)
+        if wanted.root_size or not own.load().temporary:
+            from kvmkit.manager import rootdisk
+
+            machine = rootdisk.with_layer(machine, own.path, wanted.root_bytes())
+        vmm = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
         if wanted.serial:
             from kvmkit.manager import events, outlet
 

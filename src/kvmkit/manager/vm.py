@@ -95,7 +95,7 @@ class VM:
     def start(self, *, wait: bool = True) -> VM:
         """Start it in the background. `wait`: until its guest can run commands, if it has kvmkit's agent."""
         wanted = self.spec
-        wanted.machine()  # an image that is not there is built now
+        wanted.machine(directory=self.directory)  # an image that is not there is built now
         spawn.spawn(self._home)
         if wait and wanted.with_agent:
             control.ask(self._home, "ready", timeout=600.0)

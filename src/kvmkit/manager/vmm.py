@@ -81,6 +81,7 @@ class Vmm:
             spec = sockets.placed(spec, home)
             self.machine = Machine(spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns)
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
+            networking.announce(spec.networks, home.current_name())
         except BaseException as error:
             self._not_started(error)
             raise
@@ -153,8 +154,10 @@ class Vmm:
             self.noted.state = "stopping"
         if self._agent_socket is not None:
             self._agent_socket.close()
+        networks = self.machine.spec.networks
         self.machine.close()
         self._note_undriven()
+        networking.release(networks)
         self.noted.ended = ended
         self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
         self.server.finish(
@@ -204,8 +207,8 @@ class Vmm:
                 self._orphans.remove(orphan)
             else:
                 moments.append(moment)
-        if (moment := self._look_for_drivers(now)) is not None:
-            moments.append(moment)
+        if (again := self._look_for_drivers(now)) is not None:
+            moments.append(again)
         return min(moments, default=None)
 
     def _look_for_drivers(self, now: float) -> float | None:
@@ -306,6 +309,7 @@ class Vmm:
             **self._balloon(),
             "console_readers": self.tap.readers,
             "boots": self.machine.boots,
+            "networks": self._cards(),
         }
 
     def _balloon(self) -> dict[str, Any]:
@@ -319,6 +323,17 @@ class Vmm:
         balloon.ask_stats()
         told = {"target_bytes": balloon.target, "given_bytes": balloon.given_bytes}
         return {"balloon": {**told, "returned_bytes": balloon.returned_bytes, "guest": balloon.stats()}}
+
+    def _cards(self) -> list[dict[str, Any]]:
+        """Its network cards: what went each way, by queue pair."""
+        try:
+            cards = self.machine.board.virtio.networks
+        except KvmkitError:
+            return []
+        return [
+            {"name": card.name, "mac": card.mac.hex(":"), "link": bool(card.link), "pairs": card.counters()}
+            for card in cards
+        ]
 
     def _check_agent(self) -> None:
         if not self.with_agent:

@@ -68,6 +68,8 @@ class GuestMemory:
         self.ram.low = self.low
         self.ram.written = cython.NULL
         self.ram.engine = cython.NULL
+        self.ram.regions = cython.NULL
+        self.ram.region_count = 0
 
     def regions(self) -> list:
         """(guest physical address, host address, bytes) of each stretch of RAM."""

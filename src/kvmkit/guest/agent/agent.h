@@ -93,6 +93,7 @@ void set_time(const u8 *data, u32 n);
 void add_entropy(const u8 *data, u32 n);
 
 /* drivers.c: kernel modules for the devices that are there. */
+void load_drivers_of_root(const char *table);    /* of its disks, and of its file systems */
 int load_drivers(int with_vsock);               /* the pid of the process that goes on for vsock's, or 0 */
 
 /* network.c: cards that the kernel's command line gives an address. */
@@ -104,6 +105,11 @@ const char *start_early(void);                  /* returns the serial channel's 
 void start_late(void);
 void mount_volumes(void);                       /* after drivers were loaded */
 __attribute__((noreturn)) void start_console(void);
+
+/* root.c: the root disk, where the guest has one. */
+int root_wanted(void);
+void root_start(void);                          /* mounts it and moves there */
+void root_finish(void);                         /* leaves what is written in a good state */
 __attribute__((noreturn)) void finish(u32 reboot_command);
 
 #endif

@@ -10,10 +10,11 @@ static const char VSOCK[] = "virtio:d00000013";
 enum { MOST = 32 }; /* devices of a bus */
 
 static char table[32768];
+static int have_transports;
 
-static void read_table(void)
+static void read_table(const char *path)
 {
-    int fd = sys_open("/usr/lib/kvmkit/drivers", O_RDONLY | O_CLOEXEC);
+    int fd = sys_open(path, O_RDONLY | O_CLOEXEC);
     long n = sys_read(fd, table, sizeof table - 1);
     sys_close(fd);
     table[n > 0 ? n : 0] = 0;
@@ -47,8 +48,10 @@ static void load_for(const char *alias)
             if (same == length)
                 load(path);
         }
-        if (same == length)
+        if (same == length) {
+            *line = '#'; /* once is enough */
             return;
+        }
         line = at;
         if (!*line)
             return;
@@ -83,6 +86,9 @@ static int is_there(const char *path)
 static void load_transports(void)
 {
     char alias[256];
+    if (have_transports)
+        return;
+    have_transports = 1;
     if (is_there(MMIO))
         load_for("acpi:LNRO0005:");
     if (!is_there(PCI))
@@ -92,12 +98,32 @@ static void load_transports(void)
             load_for(alias);
 }
 
+/* Whether a driver has it. */
+static int is_driven(u32 index)
+{
+    char path[64] = "/sys/bus/virtio/devices/virtio";
+    u32 n = strlen(path);
+    if (index >= 10)
+        path[n++] = '0' + index / 10;
+    path[n++] = '0' + index % 10;
+    memcpy(path + n, "/driver", sizeof "/driver");
+    return is_there(path);
+}
+
 static void load_devices(int vsock_alone)
 {
     char alias[256];
     for (u32 i = 0; i < MOST && alias_of("/sys/bus/virtio/devices/virtio", i, 10, "/modalias", alias, sizeof alias); i++)
-        if (starts_with(alias, VSOCK) == vsock_alone)
+        if (starts_with(alias, VSOCK) == vsock_alone && !is_driven(i))
             load_for(alias);
+}
+
+void load_drivers_of_root(const char *path)
+{
+    read_table(path);
+    load_for("root:");
+    load_transports();
+    load_devices(0);
 }
 
 int load_drivers(int with_vsock)
@@ -105,7 +131,7 @@ int load_drivers(int with_vsock)
     int found = is_there(MMIO) || is_there(PCI);
     if (!found)
         return 0;
-    read_table();
+    read_table("/usr/lib/kvmkit/drivers");
     /* Before any command runs: what looks for its disk must find it. But vsock is no command's business. */
     int alone = with_vsock && !is_there("/sys/bus/platform/devices/LNRO0005:01/modalias") &&
                 !is_there("/sys/bus/pci/devices/0000:00:02.0/modalias");

@@ -74,13 +74,17 @@ static void set_hostname(void)
 void start_late(void)
 {
     const u64 safe = MS_NOSUID | MS_NODEV;
+    int with_root = root_wanted();
     sys_mount("sysfs", "/sys", safe | MS_NOEXEC, NULL);
+    if (with_root)
+        root_start();
     sys_mkdir("/dev/pts", 0755);
     sys_mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666");
     sys_mkdir("/dev/shm", 01777);
     sys_mount("tmpfs", "/dev/shm", safe, "mode=1777");
     sys_mount("tmpfs", "/run", safe, "mode=755");
-    sys_mount("tmpfs", "/tmp", safe, "mode=1777");
+    if (!with_root) /* on a disk, what is written to /tmp need not take memory */
+        sys_mount("tmpfs", "/tmp", safe, "mode=1777");
     sys_symlink("/proc/self/fd", "/dev/fd");
     sys_symlink("/proc/self/fd/0", "/dev/stdin");
     sys_symlink("/proc/self/fd/1", "/dev/stdout");
@@ -110,6 +114,7 @@ void mount_volumes(void)
 
 void finish(u32 reboot_command)
 {
+    root_finish();
     sys_sync();
     sys_reboot(reboot_command);
     sys_exit(0);

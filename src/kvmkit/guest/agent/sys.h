@@ -13,6 +13,7 @@
 #include <asm/unistd.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/fs.h>
 #include <linux/mount.h>
 #include <linux/poll.h>
 #include <linux/reboot.h>
@@ -61,6 +62,12 @@ INLINE int sys_mount(const char *type, const char *where, u64 flags, const char 
 {
     return SYS(mount, type, where, type, flags, options);
 }
+INLINE int sys_mount_from(const char *from, const char *type, const char *where, u64 flags, const char *options)
+{
+    return SYS(mount, from, where, type, flags, options);
+}
+INLINE int sys_chroot(const char *path) { return SYS(chroot, path, 0, 0, 0, 0); }
+INLINE long sys_entries(int fd, void *to, u64 n) { return SYS(getdents64, fd, to, n, 0, 0); }
 INLINE int sys_getpid(void) { return SYS(getpid, 0, 0, 0, 0, 0); }
 INLINE int sys_setsid(void) { return SYS(setsid, 0, 0, 0, 0, 0); }
 INLINE int sys_kill(int pid, int number) { return SYS(kill, pid, number, 0, 0, 0); }

@@ -1,4 +1,4 @@
-"""The default guest: Debian's cloud kernel, and a user space of busybox and our agent in an initramfs.
+"""The image `tiny`: Debian's cloud kernel, and a user space of busybox and our agent in an initramfs.
 
 Small, because every megabyte of initramfs is copied page by page at each boot, and on a software CPU that
 is felt. Modules lie in it unpacked, with their signatures, and are loaded when something asks for them.
@@ -16,8 +16,10 @@ from kvmkit.guest import deb
 from kvmkit.guest.agent_build import compile_agent
 from kvmkit.guest.apt import Apt
 from kvmkit.guest.cpio import CpioWriter
+from kvmkit.guest.drivers import TABLE, drivers
 from kvmkit.guest.modules import ModuleSet
 from kvmkit.guest.progress import Progress
+from kvmkit.guest.volumes import MOUNT_VOLUMES
 
 META_PACKAGE = "linux-image-cloud-amd64"
 USER_SPACE = ["busybox-static", "base-files"]
@@ -40,28 +42,6 @@ _ETC = {
     "nsswitch.conf": "hosts: files dns\n",
     "profile": f"export PATH={_PATH}\nexport PS1='\\u@\\h:\\w\\$ '\numask 022\n",
 }
-
-_DRIVERS = "usr/lib/kvmkit/drivers"
-_BUSES = ("acpi:LNRO0005:", "pci:v00001AF4", "virtio:")
-_BEHIND = {
-    "virtio_scsi": ["sd_mod", "sr_mod"],
-    "virtio_pmem": ["nd_pmem"],
-    "virtio_input": ["evdev"],
-}
-"""What drives that which stands behind a device; it announces itself too late for the agent to look."""
-
-# Run by the agent where the kernel's command line has volumes.
-_MOUNT_VOLUMES = """\
-for word in $(cat /proc/cmdline); do
-	case $word in kvmkit.volume=*) ;; *) continue ;; esac
-	word=${word#*=}
-	tag=${word%%:*} word=${word#*:}
-	options=rw
-	case $word in *:ro) options=ro word=${word%:ro} ;; esac
-	path=$(printf '%b' "$(echo "$word" | sed 's/%/\\\\x/g')")
-	mkdir -p "$path" && mount -t virtiofs -o $options "$tag" "$path" || echo "kvmkit: no volume at $path" > /dev/kmsg
-done
-"""
 
 # What busybox's udhcpc has learned, in its environment.
 _DHCP = """\
@@ -88,53 +68,65 @@ class Built:
     packages: dict[str, str]  # name -> version
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel's package holds."""
+
+    release: str
+    image: bytes
+    modules: ModuleSet
+    tables: dict[str, bytes]
+    """modules.builtin and what else depmod reads."""
+
+
 def build(work: Path, progress: Progress) -> Built:
     """Make the image, downloading into `work`. HostError: apt, the network, or the compiler fails."""
     agent = compile_agent(work)
     apt = Apt(work / "apt", progress)
     apt.update()
-    kernel_package = _kernel_package(apt.show(META_PACKAGE))
-    packages = [kernel_package, *USER_SPACE]
-    versions = {name: apt.show(name)["Version"] for name in packages}
-    found = apt.download(packages)
-
-    progress.step("unpacking the kernel")
-    release, kernel, builtin, modules = _read_kernel(found[kernel_package])
+    name, version = newest_kernel(apt)
+    versions = {name: version, **{each: apt.show(each)["Version"] for each in USER_SPACE}}
+    found = apt.download([name, *USER_SPACE])
+    kernel = read_kernel(found[name], progress)
     progress.step("writing the initramfs")
     out = io.BytesIO()
     cpio = CpioWriter(out)
     _add_base(cpio, agent)
     _add_packages(cpio, found)
-    _add_modules(cpio, f"usr/lib/modules/{release}", builtin, modules)
+    _add_modules(cpio, kernel)
     cpio.finish()
-    return Built(kernel, out.getvalue(), release, versions)
+    return Built(kernel.image, out.getvalue(), kernel.release, versions)
 
 
-def _kernel_package(meta: dict[str, str]) -> str:
+def newest_kernel(apt: Apt) -> tuple[str, str]:
+    """The package of the cloud kernel, and its version."""
+    meta = apt.show(META_PACKAGE)
     match = re.search(r"\b(linux-image-[0-9][^ ,(|]*)", meta.get("Depends", ""))
     if not match:
         raise HostError(f"{META_PACKAGE} {meta['Version']} names no kernel package: its Depends is not as expected")
-    return match[1]
+    return match[1], apt.show(match[1])["Version"]
 
 
-def _read_kernel(package: Path) -> tuple[str, bytes, bytes, ModuleSet]:
-    """(release, kernel image, modules.builtin, all modules) of a kernel package."""
-    pattern = re.compile(r"(?:usr/)?(?:boot/(vmlinuz)-(.+)|lib/modules/([^/]+)/(modules\.builtin|kernel/.+\.ko))")
-    release, kernel, builtin, modules = "", b"", b"", ModuleSet()
+def read_kernel(package: Path, progress: Progress) -> Kernel:
+    """The kernel and all its modules."""
+    progress.step("unpacking the kernel")
+    wanted = r"boot/(vmlinuz)-(.+)|lib/modules/[^/]+/(modules\.(?:builtin.*|order)|kernel/.+\.ko)"
+    pattern = re.compile(rf"(?:usr/)?(?:{wanted})")
+    release, image, modules, tables = "", b"", ModuleSet(), {}
     for path, data in deb.files(package, lambda path: pattern.fullmatch(path) is not None):
         match = pattern.fullmatch(path)
         assert match is not None
         if match[1]:
-            release, kernel = match[2], data
-        elif match[4] == "modules.builtin":
-            builtin = data
+            release, image = match[2], data
+        elif match[3].startswith("modules."):
+            tables[match[3]] = data
         else:
-            modules.add(match[4], data)
-    if not kernel:
+            modules.add(match[3], data)
+    if not image:
         raise HostError(f"{package.name} holds no boot/vmlinuz")
     if not modules.files:
         raise HostError(f"{package.name} holds no modules that can be read (compressed ones are not known yet)")
-    return release, kernel, builtin, modules
+    return Kernel(release, image, modules, tables)
 
 
 def _add_base(cpio: CpioWriter, agent: bytes) -> None:
@@ -182,28 +174,14 @@ def applets(busybox: bytes) -> list[str]:
     return busybox[start + 1 : end].decode("ascii").split("\0")
 
 
-def _add_modules(cpio: CpioWriter, directory: str, builtin: bytes, modules: ModuleSet) -> None:
+def _add_modules(cpio: CpioWriter, kernel: Kernel) -> None:
+    directory, modules = f"usr/lib/modules/{kernel.release}", kernel.modules
     names = modules.closure(MODULES)
     for name in names:
         path, data = modules.files[name]
         cpio.file(f"{directory}/{path}", data)
-    cpio.file(f"{directory}/modules.builtin", builtin)
+    cpio.file(f"{directory}/modules.builtin", kernel.tables.get("modules.builtin", b""))
     for name, text in modules.tables(names).items():
         cpio.file(f"{directory}/{name}", text.encode())
-    cpio.file("usr/lib/kvmkit/volumes", _MOUNT_VOLUMES.encode())
-    cpio.file(_DRIVERS, drivers(modules, names, f"/{directory}").encode())
-
-
-def drivers(modules: ModuleSet, names: list[str], directory: str) -> str:
-    """The agent's table: for each device that may be there, the start of its modalias and what to load, in order."""
-    lines = []
-    for name in names:
-        paths: dict[str, None] = {}
-        for each in [name, *_BEHIND.get(name, [])]:
-            if each in modules.files:
-                paths |= dict.fromkeys(modules.in_order(each))
-        for alias in modules.aliases(name):
-            prefix = alias.replace("acpi*:", "acpi:").partition("*")[0]
-            if prefix.startswith(_BUSES):
-                lines.append(" ".join([prefix, *(f"{directory}/{path}" for path in paths)]))
-    return "\n".join([*lines, ""])
+    cpio.file("usr/lib/kvmkit/volumes", MOUNT_VOLUMES.encode())
+    cpio.file(TABLE, drivers(modules, names, f"/{directory}").encode())

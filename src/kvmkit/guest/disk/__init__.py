@@ -1,0 +1,1 @@
+"""Trees of files as images are made of them: read from tar archives, written as EROFS, read back."""

@@ -1,0 +1,90 @@
+"""A VM's root disk: its image's, which is only read and shared, and a layer of its own above it.
+
+    <machine>/root/    vmlinuz  initrd  root.erofs  image.json     the image it was begun with, linked
+    <machine>/layer.raw                                            what it has changed
+
+A VM that is thrown away keeps its changes in its memory, unless its spec asks for a disk. One that is kept stays with
+the image it was begun with, also when that is removed or built anew.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvmkit.errors import HostError
+from kvmkit.machine.spec import Disk
+
+if TYPE_CHECKING:
+    from kvmkit.guest.images import GuestImage
+    from kvmkit.guest.progress import Progress
+    from kvmkit.machine import MachineSpec
+
+DIRECTORY = "root"
+LAYER = "layer.raw"
+BASE_SERIAL, LAYER_SERIAL = "kvmkit-base", "kvmkit-layer"
+"""By which the agent knows them (agent/root.c). They come after the VM's other disks, whose names so stay."""
+
+
+def base(image: GuestImage) -> tuple[Disk, ...]:
+    return (Disk(path=str(image.root), readonly=True, serial=BASE_SERIAL, queues=1),) if image.root is not None else ()
+
+
+def pinned(directory: Path, progress: Progress | None = None) -> GuestImage | None:
+    """The image that a VM was begun with."""
+    from kvmkit.guest import images, store
+
+    manifest = store.load(directory / DIRECTORY, frozenset({"vmlinuz", "initrd", images.ROOT_DISK}))
+    return None if manifest is None else images.with_agent(directory / DIRECTORY, manifest, progress)
+
+
+def with_layer(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
+    """The machine with the VM's layer, made if it is not there yet, and its image linked. HostError: it can't be."""
+    from kvmkit.guest import layer
+
+    if not any(disk.serial == BASE_SERIAL for disk in machine.disks):
+        return machine
+    path = directory / LAYER
+    if not path.exists():
+        machine = _pin(machine, directory)
+        layer.make(path, size or layer.DEFAULT)
+    disk = Disk(path=str(path), serial=LAYER_SERIAL)
+    return msgspec.structs.replace(machine, disks=(*machine.disks, disk))
+
+
+def _pin(machine: MachineSpec, directory: Path) -> MachineSpec:
+    """Link the image's files into the VM's directory: they are then there as long as it is."""
+    from kvmkit.guest import layer, store
+
+    root = next(disk.path for disk in machine.disks if disk.serial == BASE_SERIAL)
+    image = Path(root).parent
+    target = directory / DIRECTORY
+    if image == target:
+        return machine
+    work = directory / f".{DIRECTORY}"
+    try:
+        store.remove_tree(work)
+        work.mkdir()
+        for file in (*(store.read(image) or store.Manifest()).files, store.MANIFEST):
+            try:
+                os.link(image / file, work / file)
+            except OSError:  # another file system
+                layer.copy_sparse(image / file, work / file)
+        store.remove_tree(target)
+        work.rename(target)
+    except OSError as error:
+        store.remove_tree(work)
+        raise HostError(f"can't keep the image's files in {directory}: {error.strerror}") from None
+
+    def moved(path: str) -> str:
+        return str(target / os.path.basename(path)) if os.path.dirname(path) == str(image) else path
+
+    return msgspec.structs.replace(
+        machine,
+        kernel=moved(machine.kernel),
+        initrd=tuple(moved(path) for path in machine.initrd),
+        disks=tuple(msgspec.structs.replace(disk, path=moved(disk.path)) for disk in machine.disks),
+    )

@@ -1,0 +1,123 @@
+"""The default image as a user has it: a real Debian, whose VMs share a disk and not their changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.vms.conftest import Kvmkit, caller
+
+pytestmark = pytest.mark.guest
+ACCEL = ("--accel", "tcg")
+DEBIAN = ("debian", *ACCEL)
+
+
+def test_the_default_is_a_debian_with_bash_python_and_apt(kvmkit: Kvmkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVMKIT_IMAGE")
+    script = (
+        "set -e; . /etc/os-release; echo $ID; bash --version | head -n 1; python3 -c 'import json, ssl; print(6 * 7)';"
+        "apt-get --version | head -n 1; ip -br link show lo; ps -e | grep -c kthreadd; id -u; hostname;"
+        "stat -c %a /tmp; modprobe -n loop; dpkg --audit; find /usr/share/man -name '*.gz' | wc -l"
+    )
+    done = kvmkit("run", *ACCEL, "--", "bash", "-c", script)
+    assert done.returncode == 0, done
+    lines = done.stdout.splitlines()
+    assert lines[0] == "debian"
+    assert lines[1].startswith("GNU bash")
+    assert lines[2] == "42"
+    assert lines[3].startswith(("apt 2.", "apt 3."))
+    assert lines[5:] == ["1", "0", "debian", "1777", "0"]
+
+
+def test_disks_keep_their_names_and_the_root_disk_its_size(kvmkit: Kvmkit, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(b"first" + bytes((1 << 20) - 5))
+    script = "head -c 5 /dev/vda; echo new >/etc/motd; cat /etc/motd; df -k / | tail -n 1 | awk '{ print $2 }'"
+    more = ("--disk", f"{disk},ro", "--rng", "--transport", "pci", "--root-size", "100M")
+    done = kvmkit("run", *DEBIAN, *more, "--", "sh", "-c", script)
+    assert done.returncode == 0, done
+    words = done.stdout.split()
+    assert words[0] == "firstnew"
+    assert 60_000 < int(words[1]) < 102_400
+
+
+def test_vms_share_the_base_and_keep_their_own_changes(debian: Path, tmp_path: Path) -> None:
+    """Each stays with the image it was begun with, also when that has gone from the cache."""
+    home = tmp_path / "home"
+    (home / "cache").mkdir(parents=True)
+    images = home / "cache" / "images"
+    images.symlink_to(debian.parent.parent)
+    run = caller(home)
+    machines = home / "data" / "machines"
+    for name in ("one", "two"):
+        assert run("run", "-d", "--name", name, "--memory", "192M", *DEBIAN).returncode == 0
+    for name in ("one", "two"):
+        script = f"test ! -e /root/mine && echo {name} >/root/mine && rm /etc/issue && echo {name} >>/etc/profile"
+        done = run("exec", name, "--", "sh", "-c", script)
+        assert done.returncode == 0, done
+    bases = {os.stat(machines / name / "root" / "root.erofs").st_ino for name in ("one", "two")}
+    if os.stat(machines).st_dev == debian.stat().st_dev:
+        assert bases == {(debian / "root.erofs").stat().st_ino}
+    for name in ("one", "two"):
+        assert run("stop", name).returncode == 0
+        check_file_system(machines / name / "layer.raw")
+        assert os.stat(machines / name / "layer.raw").st_blocks * 512 < 32 << 20
+    images.unlink()
+    images.mkdir()
+    (images / "agent").symlink_to(debian.parent.parent / "agent")
+    assert run("start", "--wait", "one").returncode == 0
+    done = run("exec", "one", "--", "sh", "-c", "cat /root/mine; tail -n 1 /etc/profile; ls /etc/issue")
+    assert (done.returncode, done.stdout) == (2, "one\none\n")
+    assert run("rm", "-f", "one", "two").returncode == 0
+    assert list(machines.iterdir()) == []
+
+
+def check_file_system(path: Path) -> None:
+    program = shutil.which("e2fsck") or shutil.which("e2fsck", path="/sbin:/usr/sbin")
+    if program is not None:
+        done = subprocess.run([program, "-fn", str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("size", ["1M", "big", "99999T"])
+def test_a_root_disk_that_cannot_be(kvmkit: Kvmkit, size: str) -> None:
+    done = kvmkit("run", "debian", "--root-size", size, "--", "true")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_ended_leaves_nothing(debian: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A program in mmdebstrap's place, which makes what it makes, and ends as it does."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    tool = tools / "mmdebstrap"
+    tool.write_text(
+        "#!/bin/sh\ntrap 'rm -rf $TMPDIR/mmdebstrap.x; exit 1' TERM  # as it does\nmkdir $TMPDIR/mmdebstrap.x\n"
+        f"echo $TMPDIR $$ >{tmp_path}/started.new; mv {tmp_path}/started.new {tmp_path}/started\n"
+        "echo 'I: running apt-get update...' >&2\nwhile :; do sleep 0.1; done\n"
+    )
+    tool.chmod(0o755)
+    home = tmp_path / "home"
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "KVMKIT_HOME": str(home)}
+    code = "import tests.images.quick; from kvmkit.guest.images import ensure; ensure('debian')"
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    scratch, pid = (tmp_path / "started").read_text().split()
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    while os.path.exists(f"/proc/{pid}") or os.path.exists(scratch):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    while [path.name for path in (home / "cache" / "images" / "debian").iterdir() if path.suffix != ".lock"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
