@@ -121,7 +121,7 @@ def test_ports_are_told_with_their_names(tmp_path: Path, packed: bool) -> None:
         g.begin(2)
         told = [g.event() for _ in range(6)]
         assert told[:3] == [(0, CONSOLE_PORT, 1, b""), (0, NAME, 1, b"hvc0"), (0, OPEN, 0, b"")]
-        assert told[3] == (0, RESIZE, 1, struct.pack("<HH", 25, 80))
+        assert told[3] == (0, RESIZE, 1, struct.pack("<HH", 80, 25))
         assert told[4:] == [(1, NAME, 1, b"org.data.0"), (1, OPEN, 0, b"")]
 
 
@@ -195,7 +195,7 @@ def test_a_new_size_is_told(tmp_path: Path) -> None:
         for _ in range(6):
             g.event()
         g.driver.device.resize(132, 50)
-        assert g.event() == (0, RESIZE, 1, struct.pack("<HH", 50, 132))
+        assert g.event() == (0, RESIZE, 1, struct.pack("<HH", 132, 50))
         assert g.driver.register(0x100) == 132 | 50 << 16
 
 

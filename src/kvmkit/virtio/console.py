@@ -360,7 +360,7 @@ class Console(VirtioDevice):
                 else:
                     message.event = RESIZE
                     p.tell &= ~TELL_SIZE
-                    size[0], size[1] = self.rows, self.columns  # the order that Linux reads, not that of the text
+                    size[0], size[1] = self.columns, self.rows  # older Linux takes them the other way round
                     length += chain_write(self.chain, length, size, 4)
                 chain_write(self.chain, 0, cython.address(message), cython.sizeof(Control))
                 queue_release(q, self.chain, cython.cast(uint32_t, min(length, self.chain.write_bytes)))
