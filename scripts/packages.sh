@@ -16,5 +16,5 @@
 	#   syslinux, mtools, dosfstools  a disk with a boot loader (SeaBIOS comes with qemu-system-x86)
 	#   libvirt-clients  virt-xml-validate                    qemu-utils  images and disks of other formats
 	test_packages="qemu-system-x86 acpica-tools cpio kmod mmdebstrap lzop shellcheck util-linux git busybox-static procps
-		syslinux mtools dosfstools libvirt-clients"
+		syslinux mtools dosfstools libvirt-clients qemu-utils"
 }
