@@ -26,7 +26,7 @@ from kvmkit.manager.libvirt_write import write_domain
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_write import write_qemu
 from kvmkit.manager.spec import VmSpec
-from kvmkit.manager.specfile import read_file
+from kvmkit.manager.specfile import read_spec
 from kvmkit.manager.toml import read_toml, write_toml
 from kvmkit.manager.translate import to_description, to_spec, write_spec
 
@@ -217,7 +217,7 @@ def test_a_written_spec_says_only_what_was_asked(tmp_path: Path) -> None:
     assert 'path = "a"' in text
     file = tmp_path / "vm.toml"
     file.write_text(text)
-    assert read_file(str(file)) == spec
+    assert read_spec(str(file)) == spec
 
 
 SET: dict[str, object] = {
@@ -255,9 +255,9 @@ def test_there_and_back() -> None:
 
 
 def test_what_xml_can_not_hold_is_named() -> None:
-    line = "-nic user,hostfwd=tcp::2222-:22 -daemonize -pidfile /p -mem-path /dev/hugepages -device isa-debug-exit"
+    line = "-nic user,restrict=on -daemonize -pidfile /p -mem-path /dev/hugepages -device isa-debug-exit"
     _, left = write_domain(parse(line.split()))
-    for word in ("2222", "daemonize", "pidfile", "/dev/hugepages", "isa-debug-exit"):
+    for word in ("restrict=on", "daemonize", "pidfile", "/dev/hugepages", "isa-debug-exit"):
         assert any(word in text for text in left)
     with pytest.raises(BadInput, match="XML"):
         write_domain(Description(name="a\x01b"))
@@ -325,7 +325,7 @@ def test_import_writes_a_file_that_run_reads_and_lists_what_is_left_out(tmp_path
     assert (done.returncode, done.stdout) == (0, "")
     found = read_domain(DOMAIN.strip(), "web.xml")
     assert all(line in done.stderr for line in found.unlisted)
-    spec = read_file(str(target))
+    spec = read_spec(str(target))
     assert (spec.name, spec.cpus) == (found.description.name, found.description.cpus)
     assert spec.cpu == (found.description.cpu or "max")
     assert bool(spec.hugepages) == found.description.memory.hugepages
@@ -356,7 +356,7 @@ def test_export_writes_what_virt_xml_validate_accepts_and_qemu_reads(tmp_path: P
     assert [one.path for one in found.disks] == [str(disk)]
     toml = kvmkit("export", str(file), "--toml").stdout
     (tmp_path / "again.toml").write_text(toml)
-    assert read_file(str(tmp_path / "again.toml")) == read_file(str(file)).absolute(tmp_path)
+    assert read_spec(str(tmp_path / "again.toml")) == read_file(str(file)).absolute(tmp_path)
 
 
 def test_export_of_what_is_not_there_is_one_line() -> None:
@@ -364,3 +364,27 @@ def test_export_of_what_is_not_there_is_one_line() -> None:
         done = kvmkit(*line)
         assert done.returncode in (1, 2)
         assert done.stderr.count("\n") == 1
+
+
+def test_ports_of_a_user_network_both_ways() -> None:
+    interface = """<interface type='user'><backend type='passt'/><mac address='52:54:00:00:00:01'/>
+      <portForward proto='tcp'><range start='2022' to='22'/><range start='80' end='82'/></portForward>
+      <portForward proto='udp' address='192.0.2.1'><range start='53'/></portForward></interface>"""
+    text = re.sub(r"<interface type='bridge'>.*?</interface>", interface, DOMAIN, count=1, flags=re.DOTALL)
+    found = read_domain(text, "web.xml")
+    assert [line for line in found.unlisted if "portForward" in line or "backend" in line] == []
+    ports = [
+        (each.protocol, each.host_address, each.host_port, each.guest_port)
+        for each in found.description.networks[0].forwards
+    ]
+    assert ports == [
+        ("tcp", "", 2022, 22),
+        ("tcp", "", 80, 80),
+        ("tcp", "", 81, 81),
+        ("tcp", "", 82, 82),
+        ("udp", "192.0.2.1", 53, 53),
+    ]
+    written, _ = write_domain(found.description)
+    assert read_domain(written, "again.xml").description.networks == found.description.networks
+    with pytest.raises(BadInput, match="portForward: 0 to 22"):
+        read_domain(text.replace("start='2022'", "start='0'"), "web.xml")

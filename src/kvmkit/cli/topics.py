@@ -60,7 +60,7 @@ FILES = """
 Files
 
   ~/.cache/kvmkit          what can be made again: guest images, unpacked kernels, the measurement of /dev/kvm
-  ~/.local/share/kvmkit    what can't: VMs
+  ~/.local/share/kvmkit    what can't: VMs, images of your own
   $XDG_RUNTIME_DIR/kvmkit  what ends with the login
 
 XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one directory.
@@ -75,6 +75,10 @@ Disks (--disk PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,bps=N][,io
   direct        past the host's page cache (O_DIRECT)
   serial=TEXT   what the guest sees in /sys/block/vda/serial
   queues=N      1 to 8; without it one for each vCPU
+  format=F      raw, qcow2, luks, vmdk, vhdx or vdi, where the name (disk.qcow2) does not say it; not raw: served by
+                qemu-storage-daemon, as are nbd://HOST/NAME, iscsi:// and rbd:// (docs/vhost-user.md)
+  backing=PATH  a qcow2 image's base in another directory, which the guest may read
+  key=FILE      holds the passphrase of an encrypted image
   bps=N iops=N  at most so many bytes and requests a second on average, such as bps=20M,iops=500; what may come at once
                 after a rest is bps_burst=N and iops_burst=N, without them what a tenth of a second brings
 
@@ -115,6 +119,7 @@ Networks (--net KIND[=NAME][,mac=ADDRESS][,queues=N][,mtu=N][,bps=N][,iops=N], a
   user            the host's network, by passt and without root: the guest is 10.0.2.15
   tap=NAME        a TAP device of the host's
   bridge=NAME     a bridge of the host's (as root)
+  network=NAME    one of `kvmkit network create NAME` (as root): VMs on it find each other by name
   socket=PATH     a UNIX stream socket, as of passt or QEMU's -netdev stream
   switch=NAME     a switch of your VMs; each has an address of 169.254.0.0/16
   none            no card
@@ -131,11 +136,23 @@ eth0, eth1 and so on; its kernel needs CONFIG_VIRTIO_NET.
   kvmkit set a --net 0,link=down
 """
 
+IMAGES = """
+Images (kvmkit run IMAGE; kvmkit image)
+
+  debian    a real Debian on a root disk, built on first use of this machine's apt sources; the default
+  tiny      busybox in an initramfs: the shortest boot
+  NAME      one of your own: kvmkit image build, pull or import
+
+KVMKIT_IMAGE names another default. The root disk is shared and only read; what a VM changes is in its memory, or, when
+the VM is kept (--name) or --root-size is given, on a disk of its own, which goes with it.
+"""
+
 TOPICS: dict[str, Topic] = {
     "exit-status": Topic("what each exit status means", EXIT_STATUS),
     "engines": Topic("kvm and tcg, and which is taken", ENGINES),
     "kernels": Topic("which kernels can be started, and how", KERNELS),
     "firmware": Topic("starting a disk by its own boot loader", FIRMWARE),
+    "images": Topic("what VMs are made of, and where their changes are", IMAGES),
     "disks": Topic("disks of a guest: files and block devices", DISKS),
     "networks": Topic("network cards, and what they are connected to", NETWORKS),
     "files": Topic("where kvmkit keeps things", FILES),

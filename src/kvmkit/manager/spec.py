@@ -13,6 +13,7 @@ from msgspec import Meta
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network
+from kvmkit.machine.pmem import Pmem
 from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
@@ -63,6 +64,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     ] = None
     policy: Annotated[str, Meta(description="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")] = ""
     mac: Annotated[str, Meta(description="the first card's address; none: one is chosen when the VM is made")] = ""
+    pmem: Annotated[tuple[Pmem, ...], Meta(description="files as the guest's persistent memory")] = ()
+    input: Annotated[tuple[Literal["keyboard", "tablet"], ...], Meta(description="keyboards and tablets")] = ()
     vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
@@ -84,7 +87,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     @property
     def alone(self) -> bool:
         """A kernel of the user's own, or one on a disk, of which nothing is known."""
-        return bool(self.kernel or self.firmware) and not self.image and not self.command
+        return bool(self.firmware or (self.kernel and not self.image)) and not self.command
 
     @property
     def with_agent(self) -> bool:
@@ -126,6 +129,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         for network in self.networks or ():
             network.check()
         networking.check(self.networks, self.policy, self.mac)
+        for pmem in self.pmem:
+            pmem.check()
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:
@@ -159,7 +164,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def _check_firmware(self) -> None:
         given = {
             "--kernel": self.kernel,
-            "IMAGE": self.image,
+            "IMAGE": self.image if not is_disk(self.image) else "",
             "COMMAND": self.command,
             "--initrd": self.initrd,
             "--append": self.append,
@@ -167,7 +172,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         for option, value in given.items():
             if value:
                 raise BadInput(f"--firmware starts what is on a disk: leave {option} away")
-        if not (self.disks or self.scsi):
+        if not (self.disks or self.scsi or self.image):
             raise BadInput("--firmware starts what is on a disk: name one with --disk")
         if os.sep in self.firmware or self.firmware not in FIRMWARE:
             from kvmkit.boot import firmware
@@ -185,14 +190,21 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
-            disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            disks=tuple(_whole(disk, base) for disk in self.disks),
             networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
+            pmem=tuple(msgspec.structs.replace(one, path=os.path.join(base, one.path)) for one in self.pmem),
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
             volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
         )
+
+    def resolved(self) -> VmSpec:
+        """The same, which for an image that is a whole disk says that firmware starts it."""
+        if self.firmware or not is_disk(self.image):
+            return self
+        return msgspec.structs.replace(self, firmware="bios")
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
         """The fields of those names."""
@@ -219,6 +231,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         if self.alone:
             if kernel and self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
+            if self.image:
+                disks = (*rootdisk.whole(self.image, directory), *disks)
         else:
             parameters = ["console=ttyS0", "panic=-1"]
             if not (kernel and initrd and not self.image):
@@ -252,6 +266,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             scsi=self.scsi,
             networks=networks,
             policy=self.policy,
+            pmem=self.pmem,
+            input=self.input,
             vhost_user=self.vhost_user,
             volumes=self.volumes,
             rng=self.rng,
@@ -264,6 +280,17 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         )
         spec.check()
         return spec
+
+
+def _whole(disk: Disk, base: Path) -> Disk:
+    from kvmkit.block.formats import whole_path
+
+    return msgspec.structs.replace(
+        disk,
+        path=whole_path(str(base), disk.path),
+        backing=os.path.join(base, disk.backing) if disk.backing else "",
+        key=os.path.join(base, disk.key) if disk.key else "",
+    )
 
 
 def _absolute(network: Network, base: Path) -> Network:
@@ -288,12 +315,20 @@ def is_multiboot(kernel: str) -> bool:
         return False  # said in full when it is loaded
 
 
-def check_image(name: str) -> None:
-    from kvmkit.guest import images
+def is_disk(name: str) -> bool:
+    """Whether an image is a whole disk, which starts by its own boot loader."""
+    if not name:
+        return False
+    from kvmkit.guest import library
 
-    if name not in images.NAMES:
-        known = ", ".join(images.NAMES)
-        raise BadInput(f"no guest image {name!r}, known: {known}; a command goes after --: kvmkit run -- {name}")
+    return name not in library.BUILT_IN and library.exists(name) and (library.root() / name / library.DISK).exists()
+
+
+def check_image(name: str) -> None:
+    from kvmkit.guest import library
+
+    if not library.exists(name):
+        raise library.unknown(name)
 
 
 def find_image(name: str, progress: Progress | None = None) -> GuestImage:

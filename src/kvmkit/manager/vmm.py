@@ -59,6 +59,7 @@ class Vmm:
         self._own_keys = console_in < 0
         self._keys, self._keyboard = os.pipe2(os.O_CLOEXEC) if self._own_keys else (console_in, -1)
         self._stop_at: float | None = None
+        self._warn = warn
         self._orphans: list[tuple[Command, float]] = []
         self._boots = 1
         self.stopping = ""
@@ -74,8 +75,11 @@ class Vmm:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
             spec = vsock.placed(spec, home)
-            self.machine = Machine(spec, console_in=self._keys, console_copy=self.tap, warn=warn, started_ns=started_ns)
+            self.machine = Machine(
+                spec, console_in=self._keys, console_copy=self.tap, warn=self._tell, started_ns=started_ns
+            )
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
+            networking.announce(spec.networks, home.current_name())
         except BaseException as error:
             self._not_started(error)
             raise
@@ -84,6 +88,12 @@ class Vmm:
         self.server.after_each_turn(self._look)
         own = spec.vsock
         self._agent_socket = vsock.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
+
+    def _tell(self, text: str) -> None:
+        """Pass on what the machine warns of, which any thread may do."""
+        events.note(self.home.current_name(), "warning", text)
+        if self._warn is not None:
+            self._warn(text)
 
     def _disk_full(self, why: str) -> None:
         events.note(self.home.current_name(), "log lost", f"can't write the console's log: {why}")
@@ -148,7 +158,9 @@ class Vmm:
             self.noted.state = "stopping"
         if self._agent_socket is not None:
             self._agent_socket.close()
+        networks = self.machine.spec.networks
         self.machine.close()
+        networking.release(networks)
         self.noted.ended = ended
         self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
         self.server.finish(
@@ -277,7 +289,19 @@ class Vmm:
             "exits": report.exits,
             "console_readers": self.tap.readers,
             "boots": self.machine.boots,
+            "networks": self._cards(),
         }
+
+    def _cards(self) -> list[dict[str, Any]]:
+        """Its network cards: what went each way, by queue pair."""
+        try:
+            cards = self.machine.board.virtio.networks
+        except KvmkitError:
+            return []
+        return [
+            {"name": card.name, "mac": card.mac.hex(":"), "link": bool(card.link), "pairs": card.counters()}
+            for card in cards
+        ]
 
     def _check_agent(self) -> None:
         if not self.with_agent:
@@ -317,6 +341,11 @@ class Vmm:
                 self.pause()
             case "resume":
                 self.resume()
+            case "input":
+                from kvmkit.machine.changes import inject
+
+                peer.say({"ok": True, "taken": inject(self.machine, request.device, request.events)})
+                return None
             case "set" | "attach" | "detach":
                 peer.say({"ok": True, **self.change(request)})
                 return None
