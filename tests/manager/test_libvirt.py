@@ -356,7 +356,7 @@ def test_export_writes_what_virt_xml_validate_accepts_and_qemu_reads(tmp_path: P
     assert [one.path for one in found.disks] == [str(disk)]
     toml = kvmkit("export", str(file), "--toml").stdout
     (tmp_path / "again.toml").write_text(toml)
-    assert read_spec(str(tmp_path / "again.toml")) == read_file(str(file)).absolute(tmp_path)
+    assert read_spec(str(tmp_path / "again.toml")) == read_spec(str(file)).absolute(tmp_path)
 
 
 def test_export_of_what_is_not_there_is_one_line() -> None:
