@@ -197,7 +197,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
-            volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
+            volumes=tuple(
+                msgspec.structs.replace(one, host=os.path.abspath(os.path.join(base, one.host))) for one in self.volumes
+            ),
         )
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
