@@ -36,7 +36,7 @@ Valid = Callable[["Bench", Reader, int], "tuple[bytes, int]"]
 
 
 class Bench:
-    """One device for many runs. `valid` makes requests that reach far; `check` asks what has to be answered in the end."""
+    """One device for many runs. `valid` makes requests that reach far; `check` asks what has to be answered."""
 
     def __init__(
         self,

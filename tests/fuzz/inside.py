@@ -9,7 +9,7 @@ import atheris
 
 
 def main() -> None:
-    from .settings import INSIDE, PYTHON_PARTS
+    from .settings import AGAIN, INSIDE, PYTHON_PARTS
 
     with atheris.instrument_imports(include=list(PYTHON_PARTS), enable_loader_override=False):
         pass
@@ -17,7 +17,7 @@ def main() -> None:
 
     target = TARGETS[os.environ[INSIDE]]
     target(b"")  # what is made once is made before memory is measured
-    atheris.Setup(sys.argv, target)
+    atheris.Setup([os.environ[AGAIN], *sys.argv[1:]], target)
     atheris.Fuzz()
 
 

@@ -31,9 +31,7 @@ def _lacking(description: Description) -> Iterator[str]:
     for device in description.input:
         yield f"a {device}; nearest: the serial console, by -nographic"
     if description.balloon:
-        yield "virtio-balloon"
-    if description.vsock is not None:
-        yield "virtio-vsock"
+        yield "virtio-balloon; nearest: the guest keeps its memory without one"
     if description.daemonize and any(serial.kind == "stdio" for serial in description.serials):
         yield "a serial port on this terminal with -daemonize; nearest: -display none (`kvmkit console` shows it)"
 
