@@ -203,11 +203,13 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
+            volumes=tuple(
+                msgspec.structs.replace(one, host=os.path.abspath(os.path.join(base, one.host))) for one in self.volumes
+            ),
             console_ports=tuple(
                 msgspec.structs.replace(one, path=os.path.join(base, one.path) if one.path else "")
                 for one in self.console_ports
             ),
-            volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
         )
 
     def resolved(self) -> VmSpec:
