@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .build import ROOT, build, preload
-from .settings import INSIDE
+from .settings import AGAIN, INSIDE
 from .targets import TARGETS, close
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -35,12 +35,16 @@ def main() -> int:
     kept = CORPUS / arguments.target
     for directory in (found, grown, kept):
         directory.mkdir(parents=True, exist_ok=True)
+    again = WORK / "again"
+    again.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.fuzz.inside "$@"\n')
+    again.chmod(0o755)
     environment = {
         **os.environ,
         "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}",
         "LD_PRELOAD": str(preload()),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         INSIDE: arguments.target,
+        AGAIN: str(again),
     }
     command = [sys.executable, "-m", "tests.fuzz.inside"]
     options = ["-max_len=512", "-timeout=20", "-rss_limit_mb=4096", "-verbosity=1", f"-artifact_prefix={found}/"]
@@ -58,10 +62,13 @@ MOST_KEPT = 40
 
 
 def _keep(chosen: Path, kept: Path) -> None:
-    """The smallest inputs first, up to MOST_KEPT: the corpus in the repository is for a quick look."""
+    """Inputs of all sizes, up to MOST_KEPT: the corpus in the repository is for a quick look."""
+    found = sorted(chosen.iterdir(), key=lambda path: path.stat().st_size)
+    if not found:
+        sys.exit("nothing to keep: run the fuzzer first")
     for path in kept.iterdir():
         path.unlink()
-    for number, path in enumerate(sorted(chosen.iterdir(), key=lambda path: path.stat().st_size)[:MOST_KEPT]):
+    for number, path in enumerate(found[:: -(-len(found) // MOST_KEPT)]):
         (kept / f"{number:02}").write_bytes(path.read_bytes())
 
 

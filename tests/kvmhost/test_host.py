@@ -49,15 +49,48 @@ def test_nested_off_and_on() -> None:
     assert not file.exists()
 
 
+HOLD_A_VM = """
+import fcntl, os, sys
+device = os.open("/dev/kvm", os.O_RDWR)
+vm = fcntl.ioctl(device, 0xAE01, 0)  # KVM_CREATE_VM
+print("made", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_reload_is_refused_while_a_vm_runs_which_is_named() -> None:
+    command = [sys.executable, "-c", HOLD_A_VM, "--name", "web"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as vm:
+        assert vm.stdout is not None
+        assert vm.stdout.readline() == b"made\n"
+        for topic in ("nested", "modules"):
+            done = kvmkit("host", topic, "disable")
+            assert done.returncode == 1
+            assert f"'web' (pid {vm.pid})".encode() in done.stderr
+        assert NESTED.read_text().strip() in ("1", "Y")
+        vm.communicate(b"")
+
+
+def test_dmesg_after_a_failed_modprobe_kvm_intel() -> None:
+    done = kvmkit("host", "modules", "enable", "--vendor", "intel")
+    assert done.returncode == 1
+    assert b"kvm_intel" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_doctors_whole_screen() -> None:
+    """A loaded machine can make this host, itself on a software CPU, too slow for KVM to count as fast."""
+    told = json.loads(kvmkit("doctor", "--json").stdout)
+    fast = {row["id"]: row["state"] for row in told["rows"]}["kvm.speed"] == "ok"
+    assert [row["id"] for row in told["rows"] if row["state"] == "fail" and row["id"] != "tcg"] == []
     done = kvmkit("doctor")
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (0 if fast else 1, b"")
     text = done.stdout.decode()
     for group in ("Hardware", "Kernel", "/dev/kvm", "Virtio in this kernel", "Nesting", "Huge pages", "Limits", "User"):
         assert f"\n{group}\n" in f"\n{text}"
     for row in ("AMD-V (svm)", "kvm_amd", "million instructions/s", "on: a guest with --cpu host sees svm"):
         assert row in text
-    assert text.endswith("VMs run accelerated by KVM here\n")
+    assert text.endswith("VMs run accelerated by KVM here\n") or not fast
 
 
 def test_cpu_host_has_svm_and_its_guest_runs_a_guest() -> None:

@@ -15,15 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvmkit as package
+from kvmkit import machine
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import Volume
 from kvmkit.manager.description import Description, Disk, Firmware, Memory, Network, Serial
 from kvmkit.manager.libvirt import read_domain
 from kvmkit.manager.libvirt_write import write_domain
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_write import write_qemu
-from kvmkit.manager.specfile import read_file
+from kvmkit.manager.spec import VmSpec
+from kvmkit.manager.specfile import read_spec
 from kvmkit.manager.toml import read_toml, write_toml
-from kvmkit.manager.translate import to_spec, write_spec
+from kvmkit.manager.translate import to_description, to_spec, write_spec
 
 GIB = 1 << 30
 
@@ -212,7 +217,32 @@ def test_a_written_spec_says_only_what_was_asked(tmp_path: Path) -> None:
     assert 'path = "a"' in text
     file = tmp_path / "vm.toml"
     file.write_text(text)
-    assert read_file(str(file)) == spec
+    assert read_spec(str(file)) == spec
+
+
+SET: dict[str, object] = {
+    "name": "web", "image": "debian", "kernel": "/k", "initrd": ("/i",), "firmware": "/bios.bin", "append": "quiet",
+    "accel": "tcg", "cpu": "EPYC", "cpus": 3, "nested": True, "transport": "pci", "memory": "1G", "hugepages": "1G",
+    "memory_path": "/dev/hugepages", "preallocate": True, "disks": (machine.Disk(path="a"),),
+    "scsi": (machine.ScsiDisk(path="c", cdrom=True),), "rng": True, "vsock": 7, "command": ("ls",), "serial": "file:/s",
+    "pidfile": "/p", "debug_exit": True, "reboot": False, "timeout": 3.0,
+    "vhost_user": (VhostUser(kind="blk", socket="/s"),), "volumes": (Volume(host="/h", guest="/g"),),
+    "rng_limits": Limits(bps=5.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(SET.keys() & set(VmSpec.__struct_fields__)))
+def test_no_field_of_a_vm_is_dropped_silently(field: str) -> None:
+    """It is in what is written for QEMU and for libvirt, or it is listed."""
+    plain, _ = to_description(VmSpec(kernel="/kernel"))
+    described, left = to_description(VmSpec(**{"kernel": "/kernel", field: SET[field]}))
+    if field == "image":
+        _, left = to_description(VmSpec(image="debian"))
+    in_qemu = write_qemu(described) != write_qemu(plain)
+    xml, more = write_domain(described)
+    in_xml = xml != write_domain(plain)[0]
+    assert in_qemu or left, "QEMU's words leave it out silently"
+    assert in_xml or left or more, "libvirt's XML leaves it out silently"
 
 
 def test_there_and_back() -> None:
@@ -295,7 +325,7 @@ def test_import_writes_a_file_that_run_reads_and_lists_what_is_left_out(tmp_path
     assert (done.returncode, done.stdout) == (0, "")
     found = read_domain(DOMAIN.strip(), "web.xml")
     assert all(line in done.stderr for line in found.unlisted)
-    spec = read_file(str(target))
+    spec = read_spec(str(target))
     assert (spec.name, spec.cpus) == (found.description.name, found.description.cpus)
     assert spec.cpu == (found.description.cpu or "max")
     assert bool(spec.hugepages) == found.description.memory.hugepages
@@ -326,7 +356,7 @@ def test_export_writes_what_virt_xml_validate_accepts_and_qemu_reads(tmp_path: P
     assert [one.path for one in found.disks] == [str(disk)]
     toml = kvmkit("export", str(file), "--toml").stdout
     (tmp_path / "again.toml").write_text(toml)
-    assert read_file(str(tmp_path / "again.toml")) == read_file(str(file)).absolute(tmp_path)
+    assert read_spec(str(tmp_path / "again.toml")) == read_spec(str(file)).absolute(tmp_path)
 
 
 def test_export_of_what_is_not_there_is_one_line() -> None:

@@ -27,11 +27,16 @@ RUN = [sys.executable, "-m", "kvmkit", "run", "--accel", "tcg", "--memory", "256
 SCRIPT = """
 for i in $(seq 50); do test -b {device} && break; sleep 0.1; done
 mount -t ext4 {device} /mnt || exit 1
-(while true; do j=$(((j + 1) % 16)); head -c $((j * 10000)) /dev/urandom > /mnt/other.$j; rm -f /mnt/other.$(((j * 7) % 16)); done) &
+while true; do
+    j=$(((j + 1) % 16))
+    head -c $((j * 10000)) /dev/urandom > /mnt/other.$j
+    rm -f /mnt/other.$(((j * 7) % 16))
+done &
 n=$(cat /mnt/log 2>/dev/null | wc -l)
 while true; do
     n=$((n + 1))
-    echo "$n $(head -c 3000 /dev/urandom | base64 -w 0)" | dd of=/mnt/log oflag=append conv=notrunc,fsync bs=64k 2>/dev/null
+    echo "$n $(head -c 3000 /dev/urandom | base64 -w 0)" > /tmp/line
+    dd if=/tmp/line of=/mnt/log oflag=append conv=notrunc,fsync bs=64k 2>/dev/null
     echo "there $n"
 done
 """

@@ -51,8 +51,10 @@ class DiskFile:
         try:
             fcntl.flock(self.fd, (fcntl.LOCK_SH if self.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            other = "written by another VM" if self.readonly else "in use by another VM or program"
-            raise BadInput(f"disk {self.path}: it is {other}; end that first") from None
+            from kvmkit.block.holder import holder
+
+            how = "written by" if self.readonly else "in use by"
+            raise BadInput(f"disk {self.path}: it is {how} {holder(self.fd)}; end that first") from None
         self.size = self.measure()
         if self.size == 0:
             raise BadInput(f"disk {self.path}: it is empty; make it larger, as with truncate -s 1G {self.path}")

@@ -62,9 +62,9 @@ def _spec(vm: str) -> VmSpec:
     if vm.endswith((".toml", ".json")):
         from pathlib import Path
 
-        from kvmkit.manager.specfile import read_file
+        from kvmkit.manager.specfile import read_spec
 
-        return read_file(vm).absolute(Path(os.path.abspath(vm)).parent)
+        return read_spec(vm).absolute(Path(os.path.abspath(vm)).parent)
     import msgspec
 
     from kvmkit.manager import files, home

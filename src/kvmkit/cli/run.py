@@ -84,6 +84,8 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
+    add("--pmem", action="append", metavar="PATH[,ro]", help="a file as persistent memory, /dev/pmem0")
+    add("--input", action="append", metavar="DEVICE", choices=("keyboard", "tablet"), help="keyboard or tablet")
     add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
     text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
     add("--vhost-user", action="append", metavar="DEVICE", help=text)
@@ -96,6 +98,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--policy", metavar="POLICY", help="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
+    text = "a port of virtio-console and its socket; hvc0 is a console, org.qemu.guest_agent.0 qemu-ga's"
+    add("--console-port", action="append", metavar="NAME[=PATH]", help=text)
+    add("--balloon", action="store_true", help="let it give memory back while it runs (kvmkit set --memory-target)")
     text = "sockets between host and guest (vsock.sock in the VM's directory); default: with kvmkit's agent"
     add("--vsock", nargs="?", const=True, type=_cid, metavar="CID", help=text)
     add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
@@ -120,22 +125,30 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_network, parse_scsi, parse_vhost_user, parse_volume
+    from kvmkit.machine import parse_disk, parse_network, parse_pmem, parse_scsi, parse_vhost_user, parse_volume
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
     for name in ("name", "kernel", "firmware"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")
-    given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
+    given |= {name: True for name in ("console", "debug_exit", "rng", "balloon") if getattr(args, name)}
     if args.disk:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
+    if args.console_port:
+        from kvmkit.machine.spec import parse_console_port
+
+        given["console_ports"] = tuple(parse_console_port(text) for text in args.console_port)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
     if args.net or args.publish:
         given["networks"] = published(tuple(parse_network(text) for text in args.net or ["user"]), args.publish or [])
     if args.vhost_user:
         given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
+    if args.pmem:
+        given["pmem"] = tuple(parse_pmem(text) for text in args.pmem)
+    if args.input:
+        given["input"] = tuple(args.input)
     if args.volume:
         given["volumes"] = tuple(parse_volume(text) for text in args.volume)
     if args.rng_limit is not None:
@@ -147,14 +160,15 @@ def specified(args: argparse.Namespace) -> VmSpec:
     if args.command:
         given["command"] = tuple(args.command)
     if args.image is not None and args.image.endswith((".toml", ".json")):
-        from kvmkit.manager.specfile import read_file
+        from kvmkit.manager.specfile import read_spec
 
-        base, directory = read_file(args.image), Path(args.image).absolute().parent
+        base, directory = read_spec(args.image), Path(args.image).absolute().parent
     else:
         base, directory = VmSpec(image=args.image or ""), Path.cwd()
     import msgspec
 
     spec: VmSpec = msgspec.structs.replace(base.absolute(directory), **VmSpec(**given).absolute().changed(given))
+    spec = spec.resolved()
     spec.check()
     return spec
 

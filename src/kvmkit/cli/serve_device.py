@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput
@@ -25,6 +25,7 @@ EPILOG = """\
 examples:
   kvmkit serve-device blk disk.raw --socket /tmp/disk.sock
   kvmkit serve-device blk disk.raw,ro,queues=4,iops=500 --socket /tmp/disk.sock
+  kvmkit serve-device net switch=lan --socket /tmp/net.sock
   kvmkit serve-device rng --socket /tmp/rng.sock
 
 with QEMU:
@@ -41,7 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.add_argument("kind", metavar="KIND", choices=sorted(KINDS), help=", ".join(sorted(KINDS)))
-    parser.add_argument("what", metavar="WHAT", nargs="?", help="blk: PATH[,ro][,direct][,queues=N][,LIMIT]...")
+    parser.add_argument(
+        "what", metavar="WHAT", nargs="?", help="blk: a disk as --disk has it; net: a network as --net has it"
+    )
     parser.add_argument("--socket", metavar="PATH", required=True, help="where it is offered")
 
 
@@ -76,8 +79,34 @@ def _rng(what: str | None, memory: ForeignMemory, log: Callable[[str], None]) ->
     return Rng(memory, log=log)
 
 
+def _net(what: str | None, memory: ForeignMemory, log: Callable[[str], None]) -> VirtioDevice:
+    from kvmkit.machine.network import parse_network
+    from kvmkit.machine.networks import connect, default_mac
+    from kvmkit.net.options import parse_mac
+    from kvmkit.virtio.net import Net
+
+    network = parse_network(what or "user")
+    connection = connect(network, 1)
+    card = Net(memory, connection.backend, parse_mac(network.mac or default_mac()), mtu=network.mtu, log=log)
+    if network.limited:
+        network.limit(card)
+    card.lost = connection.lost(card, log)
+    return card
+
+
+def _everything(card: VirtioDevice) -> None:
+    """Which frames are for the guest is the frontend's to say: it has the control queue."""
+    card.filter.set_mode(0, True)  # type: ignore[attr-defined]  # a Net
+
+
+NET_CONTROL = 0xFE << 16 | 1 << 2 | 1 << 3
+"""Features of a card that are the frontend's: the control queue and what goes by it, the link's status, the MTU."""
+
+OPTIONS: dict[str, dict[str, Any]] = {"net": {"withheld": NET_CONTROL | 1 << 16, "negotiated": _everything}}
+
 KINDS: dict[str, Callable[[str | None, ForeignMemory, Callable[[str], None]], VirtioDevice]] = {
     "blk": _blk,
+    "net": _net,
     "rng": _rng,
 }
 """What makes each device; a new kind is one line here."""
@@ -90,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"kvmkit: {text}\n")
 
     make = KINDS[args.kind]
-    server = Server(args.socket, lambda memory, log: make(args.what, memory, log), log)
+    server = Server(args.socket, lambda memory, log: make(args.what, memory, log), log, **OPTIONS.get(args.kind, {}))
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: server.stop())

@@ -60,7 +60,7 @@ FILES = """
 Files
 
   ~/.cache/kvmkit          what can be made again: guest images, unpacked kernels, the measurement of /dev/kvm
-  ~/.local/share/kvmkit    what can't: VMs
+  ~/.local/share/kvmkit    what can't: VMs, images of your own
   $XDG_RUNTIME_DIR/kvmkit  what ends with the login
 
 XDG_CACHE_HOME and XDG_DATA_HOME move them; KVMKIT_HOME puts all three below one directory.
@@ -136,11 +136,23 @@ eth0, eth1 and so on; its kernel needs CONFIG_VIRTIO_NET.
   kvmkit set a --net 0,link=down
 """
 
+IMAGES = """
+Images (kvmkit run IMAGE; kvmkit image)
+
+  debian    a real Debian on a root disk, built on first use of this machine's apt sources; the default
+  tiny      busybox in an initramfs: the shortest boot
+  NAME      one of your own: kvmkit image build, pull or import
+
+KVMKIT_IMAGE names another default. The root disk is shared and only read; what a VM changes is in its memory, or, when
+the VM is kept (--name) or --root-size is given, on a disk of its own, which goes with it.
+"""
+
 TOPICS: dict[str, Topic] = {
     "exit-status": Topic("what each exit status means", EXIT_STATUS),
     "engines": Topic("kvm and tcg, and which is taken", ENGINES),
     "kernels": Topic("which kernels can be started, and how", KERNELS),
     "firmware": Topic("starting a disk by its own boot loader", FIRMWARE),
+    "images": Topic("what VMs are made of, and where their changes are", IMAGES),
     "disks": Topic("disks of a guest: files and block devices", DISKS),
     "networks": Topic("network cards, and what they are connected to", NETWORKS),
     "files": Topic("where kvmkit keeps things", FILES),

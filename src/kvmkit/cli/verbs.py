@@ -33,6 +33,8 @@ VERBS: dict[str, Verb] = {
     "set": Verb("kvmkit.cli.set", "change a VM while it runs", names=True),
     "rename": Verb("kvmkit.cli.rename", "give a VM another name", names=True),
     "events": Verb("kvmkit.cli.events", "show what happened to VMs", names=True),
+    "image": Verb("kvmkit.cli.image", "list, build, import, pull, export and remove images"),
+    "disk": Verb("kvmkit.cli.disk", "create, resize, check and commit disks"),
     "schema": Verb("kvmkit.cli.schema", "print the JSON schema of a VM's spec"),
     "completion": Verb("kvmkit.cli.completion", "print completion for a shell: bash, zsh or fish"),
     "accel": Verb("kvmkit.cli.accel", "show which engine runs guests here, and why"),

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -63,7 +63,8 @@ class Source:
 class Apt:
     """apt with its own state in `directory`, which the caller makes and removes."""
 
-    def __init__(self, directory: Path, progress: Progress) -> None:
+    def __init__(self, directory: Path, progress: Progress, installed: bytes = b"") -> None:
+        """`installed`: dpkg's status file of the system that packages are for."""
         for name in ("apt-get", "apt-cache", "dpkg-deb"):
             if not shutil.which(name):
                 raise HostError(
@@ -74,7 +75,7 @@ class Apt:
         self._progress = progress
         for name in ("state/lists/partial", "cache/archives/partial", "log", "packages"):
             (directory / name).mkdir(parents=True)
-        (directory / "status").touch()
+        (directory / "status").write_bytes(installed)
         self._config = directory / "apt.conf"
         # As root, apt would hand the download to a user who may not enter this directory.
         user = "root" if os.geteuid() == 0 else ""
@@ -132,6 +133,15 @@ class Apt:
             if package not in found:
                 raise HostError(f"apt downloaded no file for {package}")
         return found
+
+    def download_with_needs(self, packages: Sequence[str]) -> list[Path]:
+        """Fetch packages and all that they need beside what is installed. Returns the .deb files."""
+        self._progress.step("downloading " + ", ".join(packages))
+        install = ["apt-get", "-q", "-y", "--no-install-recommends", "--download-only", "install", *packages]
+        error = self._run(install)
+        if error:
+            raise HostError(f"apt can't install {', '.join(packages)}: {error}")
+        return sorted((self._directory / "cache" / "archives").glob("*.deb"))
 
     def _run(self, command: list[str], cwd: Path | None = None, check: bool = True) -> str:
         """Run apt, moving the progress bar. Returns "" or what went wrong, in one line."""

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import msgspec
 
-from kvmkit.errors import BadInput
-from kvmkit.guest import store
+from kvmkit.errors import BadInput, KvmkitError
+from kvmkit.guest import library, store
 from kvmkit.guest.agent_build import source_key
 from kvmkit.guest.progress import Progress, Silent
 from kvmkit.guest.recipe import APPEND, ROOT, TINY
 from kvmkit.guest.store import Manifest
 from kvmkit.paths import cache_dir
 
-NAMES = ("debian", "tiny")
-ROOT_DISK = "root.erofs"
+NAMES = library.BUILT_IN
+ROOT_DISK = library.ROOT_DISK
 _TINY_FILES = frozenset({"vmlinuz", "initrd"})
 _ROOT_FILES = _TINY_FILES | {ROOT_DISK}
 
@@ -38,6 +38,8 @@ class GuestImage(msgspec.Struct, frozen=True):
     packages: dict[str, str]  # name -> version of what it is made of
     root: Path | None = None  # its root disk
     agent: Path | None = None  # the initramfs with the agent, where that is one of its own
+    disk: Path | None = None  # a whole disk, with a system and a boot loader of its own
+    seed: Path | None = None  # cloud-init's disc
 
     @property
     def initramfs(self) -> tuple[Path, ...]:
@@ -55,9 +57,20 @@ def ensure(name: str = "tiny", progress: Progress | None = None) -> GuestImage:
 
     BadInput: no such image. HostError: it can't be built; nothing half-made is left.
     """
+    if name not in NAMES and library.exists(name):
+        return of_library(name, progress)
     directory = directory_of(name)
     make, needed = (_make_root, _ROOT_FILES) if name == "debian" else (_make_tiny, _TINY_FILES)
     manifest = _ensure(directory, needed, make, progress)
+    return with_agent(directory, manifest, progress)
+
+
+def of_library(name: str, progress: Progress | None = None) -> GuestImage:
+    """An image that the user made. KvmkitError: it is damaged."""
+    directory = library.root() / name
+    manifest = store.load(directory, library.needed(directory))
+    if manifest is None:
+        raise KvmkitError(f"the image {name} is damaged: remove it (kvmkit image rm {name}) and make it again")
     return with_agent(directory, manifest, progress)
 
 
@@ -66,6 +79,9 @@ def with_agent(directory: Path, manifest: Manifest, progress: Progress | None = 
     image = GuestImage(
         directory / "vmlinuz", directory / "initrd", manifest.release, manifest.append, manifest.packages
     )  # fmt: skip
+    if library.DISK in manifest.files:
+        seed = directory / library.SEED if library.SEED in manifest.files else None
+        return msgspec.structs.replace(image, disk=directory / library.DISK, seed=seed)
     if ROOT_DISK not in manifest.files:
         return image
     agent = cache_dir() / "images" / "agent" / source_key()

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import io
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from kvmkit.guest.apt import Apt
 from kvmkit.guest.bootstrap import bootstrap, slim
 from kvmkit.guest.cpio import CpioWriter
 from kvmkit.guest.dhcp import USE_LEASE
-from kvmkit.guest.disk import archive, erofs
+from kvmkit.guest.disk import archive, erofs, erofs_read
 from kvmkit.guest.disk.tree import Tree
 from kvmkit.guest.drivers import DEVICES, DISKS, ROOT, TABLE, drivers, root_drivers
 from kvmkit.guest.progress import Progress
 from kvmkit.guest.tiny import Kernel, newest_kernel, read_kernel
 from kvmkit.guest.volumes import MOUNT_VOLUMES
+
+if TYPE_CHECKING:
+    from kvmkit.guest.images import GuestImage
 
 PACKAGES = (
     "usr-is-merged", "bash", "coreutils", "apt", "python3", "iproute2", "iputils-ping", "procps", "ca-certificates",
@@ -37,14 +41,35 @@ _POWER = {"poweroff": "USR2", "halt": "USR1", "reboot": "TERM"}
 """What the agent, as the first process, does on which signal."""
 
 
-def own_files(tree: Tree, hostname: str = _HOSTNAME) -> None:
-    """What an image of ours has beside what its packages bring."""
+def clean(tree: Tree) -> None:
+    """Leave out what is of one system's life."""
     for path in ("var/lib/apt/lists", "var/cache/apt/archives", "run", "tmp", "dev", "proc", "sys"):
         tree.empty(path.encode())
+    for path in ("root/.bash_history", "etc/resolv.conf"):
+        tree.remove(path.encode())
+    tree.file("etc/machine-id", b"")  # each VM is to have its own
+
+
+def own_files(tree: Tree, hostname: str = _HOSTNAME) -> None:
+    """What an image of ours has beside what its packages bring."""
+    clean(tree)
     for path in ("dev", "proc", "sys", "run", "mnt", "root"):
         if tree.get(path.encode()) is None:
             tree.directory(path, 0o700 if path == "root" else 0o755)
     tree.directory("tmp", 0o1777)
+    tree.file("etc/hostname", f"{hostname}\n".encode())
+    tree.file("etc/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode())
+    tree.file("etc/profile.d/kvmkit.sh", _PROFILE.encode())
+    tree.file("usr/lib/kvmkit/volumes", MOUNT_VOLUMES.encode())
+    tree.file("usr/lib/kvmkit/dhcp", USE_LEASE.encode(), 0o755)
+    tree.symlink("etc/mtab", "/proc/self/mounts")
+    for name, signal in _POWER.items():
+        if tree.get(tree.resolve(f"usr/sbin/{name}".encode())) is None:
+            tree.file(f"usr/local/sbin/{name}", f"#!/bin/sh\nexec kill -{signal} 1\n".encode(), 0o755)
+
+
+def debian_files(tree: Tree) -> None:
+    """What the image `debian` has beside that."""
     tree.directory("var/lib/apt/lists/partial", 0o700)
     tree.directory("var/cache/apt/archives/partial", 0o700)
     for path in ("apt/apt.conf.d/99mmdebstrap", "apt/preferences.d/kvmkit-build", "dpkg/dpkg.cfg.d/99mmdebstrap"):
@@ -54,16 +79,22 @@ def own_files(tree: Tree, hostname: str = _HOSTNAME) -> None:
     if sources is not None:
         tree.file("etc/apt/sources.list", sources.contents())
         tree.remove(b"etc/apt/sources.list.d/0000sources.list")
-    tree.file("etc/hostname", f"{hostname}\n".encode())
-    tree.file("etc/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode())
-    tree.file("etc/profile.d/kvmkit.sh", _PROFILE.encode())
-    tree.file("usr/lib/kvmkit/volumes", MOUNT_VOLUMES.encode())
-    tree.file("usr/lib/kvmkit/dhcp", USE_LEASE.encode(), 0o755)
-    tree.symlink("etc/mtab", "/proc/self/mounts")
-    tree.file("etc/machine-id", b"")  # each VM is to have its own
-    for name, signal in _POWER.items():
-        if tree.get(f"usr/sbin/{name}".encode()) is None:
-            tree.file(f"usr/local/sbin/{name}", f"#!/bin/sh\nexec kill -{signal} 1\n".encode(), 0o755)
+
+
+def adopt(tree: Tree, base: GuestImage, held: ExitStack, hostname: str) -> None:
+    """Give a tree from elsewhere what a root disk of ours needs, from `base`: the kernel's modules, and our files.
+
+    What it takes lies in the base's file, open until `held` ends.
+    """
+    assert base.root is not None
+    found = erofs_read.read(held.enter_context(base.root.open("rb")))
+    for path in (f"usr/lib/modules/{base.release}", TABLE):
+        node = found.get(path.encode())
+        if node is not None:
+            tree.put(path.encode(), node)
+    if tree.get(tree.resolve(b"lib/modules")) is None:
+        tree.symlink("lib/modules", "../usr/lib/modules")
+    own_files(tree, hostname)
 
 
 def initramfs(kernel: Kernel) -> bytes:
@@ -116,6 +147,7 @@ def build(work: Path, disk: BinaryIO, progress: Progress) -> tuple[Kernel, dict[
         size = found.stat().st_size
         archive.add_tar(tree, file, advance=lambda done: progress.advance(done, 2 * size))
         own_files(tree)
+        debian_files(tree)
         add_drivers(tree, kernel)
         erofs.write(tree, disk)
         versions = installed(tree)

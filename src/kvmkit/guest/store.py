@@ -39,6 +39,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     append: str = ""
     packages: dict[str, str] = {}
     files: dict[str, ImageFile] = {}
+    command: tuple[str, ...] = ()
+    """What a container image would run."""
+    key: str = ""
+    """What it was built of, by which it is known again."""
     source: str = ""
     """What it was made of, for people."""
     created: float = 0.0

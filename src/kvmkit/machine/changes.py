@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -82,6 +83,18 @@ def _grow(where: str, blk: Blk, size: int) -> None:
         os.ftruncate(blk.disk.fd, size)
     except OSError as error:
         raise KvmkitError(f"{where}: {error.strerror}") from error
+
+
+def inject(machine: Machine, what: str, events: Sequence[tuple[int, int, int]]) -> bool:
+    """Have its "keyboard" or "tablet" send `events`; False: the guest takes none now."""
+
+    def change(board: Board) -> bool:
+        found = [device for device in board.virtio.inputs if device.what == what]
+        if not found:
+            raise BadInput(f"it has no {what}: give it --input {what} at its start")
+        return found[0].inject(events)
+
+    return machine.change(change)
 
 
 def set_rng(machine: Machine, text: str) -> str:
@@ -177,5 +190,31 @@ def set_scsi(machine: Machine, text: str) -> str:
     return f"SCSI target {target}: {path or 'no disc'}"
 
 
-SETTABLE = {"disk": set_disk, "rng": set_rng, "scsi": set_scsi, "net": set_net, "policy": set_policy}
+def set_memory_target(machine: Machine, text: str) -> str:
+    """How much memory the guest is to keep; its balloon gives the rest back, as it can spare it."""
+    where = f"--memory-target {text}"
+    size = parse_size(text, where)
+    if size > machine.spec.memory:
+        raise BadInput(f"{where}: the guest has {machine.spec.memory >> 20}M")
+
+    def change(board: Board) -> str:
+        balloon = board.virtio.balloon
+        if balloon is None:
+            raise BadInput("it has no balloon: give it --balloon at its start")
+        if not balloon.driver_ok:
+            raise KvmkitError(f"the guest does not use its balloon: its kernel needs {balloon.driver}")
+        balloon.set_target(size)
+        return f"memory: {size >> 20}M of {machine.spec.memory >> 20}M are to be the guest's"
+
+    return machine.change(change)
+
+
+SETTABLE = {
+    "disk": set_disk,
+    "rng": set_rng,
+    "scsi": set_scsi,
+    "net": set_net,
+    "policy": set_policy,
+    "memory-target": set_memory_target,
+}
 """What `kvmkit set` can change, by its option."""

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from kvmkit.machine.spec import Disk, MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
+    from kvmkit.virtio.balloon import Balloon
     from kvmkit.virtio.blk import Blk
+    from kvmkit.virtio.console import Console
     from kvmkit.virtio.device import VirtioDevice
+    from kvmkit.virtio.input import Input
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.net import Net
     from kvmkit.virtio.pci import PciTransport
@@ -48,10 +51,13 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.inputs: list[Input] = []
         self.networks = []
         self._closers: list[Callable[[], None]] = []
         self.scsi = None
         self.vsock: Vsock | None = None
+        self.balloon: Balloon | None = None
+        self.console: Console | None = None
         self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
@@ -60,6 +66,7 @@ class VirtioDevices:
             self._add_disks(spec)
             self._add_scsi(spec)
             self._add_networks(spec)
+            self._add_pmem(spec)
             self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
@@ -67,6 +74,12 @@ class VirtioDevices:
                 rng = Rng(memory, log=log)
                 spec.rng_limits.limit(rng)
                 self._add(rng)
+            self._add_ports(spec)
+            if spec.balloon:
+                from kvmkit.virtio.balloon import Balloon
+
+                self.balloon = Balloon(memory, log=log)
+                self._add(self.balloon)
             if spec.vsock is not None:  # last: the others keep their places whether it is there or not
                 from kvmkit.virtio.vsock import Vsock
 
@@ -77,6 +90,15 @@ class VirtioDevices:
         except BaseException:
             self.close()
             raise
+
+    def _add_ports(self, spec: MachineSpec) -> None:
+        if not spec.console_ports:
+            return
+        from kvmkit.virtio.console import CONSOLE, Console
+
+        ports = sorted(((one.name, one.path) for one in spec.console_ports), key=lambda port: port[0] != CONSOLE)
+        self.console = Console(self._memory, ports, log=self._log)
+        self._add(self.console)
 
     def _add_disks(self, spec: MachineSpec) -> None:
         if not spec.disks:
@@ -165,6 +187,23 @@ class VirtioDevices:
             self.networks.append(card)
             self._optional.append(card if network.optional else None)
             self._add(card)
+
+    def _add_pmem(self, spec: MachineSpec) -> None:
+        for one in spec.pmem:
+            from kvmkit.virtio.pmem import Pmem, open_file
+
+            file = open_file(one.path, readonly=one.readonly)
+            try:
+                pmem = Pmem(self._memory, file, name=f"pmem {one.path}", log=self._log)
+            except BaseException:
+                file.close()
+                raise
+            self._add(pmem)
+        for what in spec.input:
+            from kvmkit.virtio.input import Input
+
+            self.inputs.append(Input(self._memory, what, log=self._log))
+            self._add(self.inputs[-1])
 
     def _add_vhost_user(self, spec: MachineSpec) -> None:
         for one in spec.vhost_user:

@@ -41,10 +41,53 @@ def pinned(directory: Path, progress: Progress | None = None) -> GuestImage | No
     return None if manifest is None else images.with_agent(directory / DIRECTORY, manifest, progress)
 
 
+def whole(name: str, directory: Path | None) -> tuple[Disk, ...]:
+    """The disks of an image that is a whole disk: the VM's own copy, or one that is thrown away; and cloud-init's."""
+    from kvmkit.guest import images, library
+
+    seed: Path | None
+    if directory is not None and (directory / library.DISK).exists():
+        disk = Disk(path=str(directory / library.DISK))
+        seed = directory / library.SEED if (directory / library.SEED).exists() else None
+    else:
+        image = images.of_library(name)
+        disk, seed = Disk(path=str(image.disk), snapshot=True), image.seed
+    return (disk, *([Disk(path=str(seed), readonly=True)] if seed is not None else []))
+
+
+def _own_disk(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
+    """Copy the image's disk, the machine's first, into the VM's directory, with its holes."""
+    from kvmkit.guest import layer, library
+
+    target = directory / library.DISK
+    if target.exists():
+        return machine
+    image = Path(machine.disks[0].path).parent
+    disks = list(machine.disks)
+    work = directory / f".{library.DISK}"
+    try:
+        work.unlink(missing_ok=True)
+        layer.copy_sparse(image / library.DISK, work)
+        if size > work.stat().st_size:
+            os.truncate(work, size)
+        if (image / library.SEED).exists():
+            layer.copy_sparse(image / library.SEED, directory / library.SEED)
+            disks[1] = msgspec.structs.replace(disks[1], path=str(directory / library.SEED))
+        work.rename(target)
+    except OSError as error:
+        raise HostError(f"can't copy the image's disk into {directory}: {error.strerror}") from None
+    finally:
+        work.unlink(missing_ok=True)
+    disks[0] = Disk(path=str(target))
+    return msgspec.structs.replace(machine, disks=tuple(disks))
+
+
 def with_layer(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
     """The machine with the VM's layer, made if it is not there yet, and its image linked. HostError: it can't be."""
-    from kvmkit.guest import layer
+    from kvmkit.guest import layer, library
 
+    if machine.firmware and machine.disks and os.path.dirname(machine.disks[0].path).startswith(f"{library.root()}/"):
+        return _own_disk(machine, directory, size)
     if not any(disk.serial == BASE_SERIAL for disk in machine.disks):
         return machine
     path = directory / LAYER

@@ -13,7 +13,8 @@ from msgspec import Meta
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network
-from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
+from kvmkit.machine.pmem import Pmem
+from kvmkit.machine.spec import ConsolePort, Disk, ScsiDisk, Vsock
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
 
@@ -63,10 +64,16 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     ] = None
     policy: Annotated[str, Meta(description="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")] = ""
     mac: Annotated[str, Meta(description="the first card's address; none: one is chosen when the VM is made")] = ""
+    pmem: Annotated[tuple[Pmem, ...], Meta(description="files as the guest's persistent memory")] = ()
+    input: Annotated[tuple[Literal["keyboard", "tablet"], ...], Meta(description="keyboards and tablets")] = ()
     vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
+    console_ports: Annotated[
+        tuple[ConsolePort, ...], Meta(description="ports of virtio-console; hvc0 is a console")
+    ] = ()
+    balloon: Annotated[bool, Meta(description="memory that the guest can give back (kvmkit set)")] = False
     vsock: Annotated[
         bool | int | None,
         Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
@@ -84,7 +91,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     @property
     def alone(self) -> bool:
         """A kernel of the user's own, or one on a disk, of which nothing is known."""
-        return bool(self.kernel or self.firmware) and not self.image and not self.command
+        return bool(self.firmware or (self.kernel and not self.image)) and not self.command
 
     @property
     def with_agent(self) -> bool:
@@ -120,12 +127,16 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         cpuid.parse(self.cpu)
         if self.hugepages:
             backing.check_choice(self.hugepages)
+        if self.balloon and self.hugepages not in ("", "transparent"):
+            raise BadInput("--balloon: memory on reserved huge pages can't be given back: leave one of them away")
         self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
         for network in self.networks or ():
             network.check()
         networking.check(self.networks, self.policy, self.mac)
+        for pmem in self.pmem:
+            pmem.check()
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:
@@ -159,7 +170,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def _check_firmware(self) -> None:
         given = {
             "--kernel": self.kernel,
-            "IMAGE": self.image,
+            "IMAGE": self.image if not is_disk(self.image) else "",
             "COMMAND": self.command,
             "--initrd": self.initrd,
             "--append": self.append,
@@ -167,7 +178,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         for option, value in given.items():
             if value:
                 raise BadInput(f"--firmware starts what is on a disk: leave {option} away")
-        if not (self.disks or self.scsi):
+        if not (self.disks or self.scsi or self.image):
             raise BadInput("--firmware starts what is on a disk: name one with --disk")
         if os.sep in self.firmware or self.firmware not in FIRMWARE:
             from kvmkit.boot import firmware
@@ -188,11 +199,24 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             disks=tuple(_whole(disk, base) for disk in self.disks),
             networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
+            pmem=tuple(msgspec.structs.replace(one, path=os.path.join(base, one.path)) for one in self.pmem),
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
-            volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
+            volumes=tuple(
+                msgspec.structs.replace(one, host=os.path.abspath(os.path.join(base, one.host))) for one in self.volumes
+            ),
+            console_ports=tuple(
+                msgspec.structs.replace(one, path=os.path.join(base, one.path) if one.path else "")
+                for one in self.console_ports
+            ),
         )
+
+    def resolved(self) -> VmSpec:
+        """The same, which for an image that is a whole disk says that firmware starts it."""
+        if self.firmware or not is_disk(self.image):
+            return self
+        return msgspec.structs.replace(self, firmware="bios")
 
     def changed(self, names: Iterable[str]) -> dict[str, Any]:
         """The fields of those names."""
@@ -219,6 +243,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         if self.alone:
             if kernel and self.append is None and not is_multiboot(kernel):
                 append = BARE_KERNEL_APPEND
+            if self.image:
+                disks = (*rootdisk.whole(self.image, directory), *disks)
         else:
             parameters = ["console=ttyS0", "panic=-1"]
             if not (kernel and initrd and not self.image):
@@ -252,11 +278,15 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             scsi=self.scsi,
             networks=networks,
             policy=self.policy,
+            pmem=self.pmem,
+            input=self.input,
             vhost_user=self.vhost_user,
             volumes=self.volumes,
             rng=self.rng,
             rng_limits=self.rng_limits,
             vsock=self.vsock_device,
+            balloon=self.balloon,
+            console_ports=self.console_ports,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,
@@ -299,12 +329,20 @@ def is_multiboot(kernel: str) -> bool:
         return False  # said in full when it is loaded
 
 
-def check_image(name: str) -> None:
-    from kvmkit.guest import images
+def is_disk(name: str) -> bool:
+    """Whether an image is a whole disk, which starts by its own boot loader."""
+    if not name:
+        return False
+    from kvmkit.guest import library
 
-    if name not in images.NAMES:
-        known = ", ".join(images.NAMES)
-        raise BadInput(f"no guest image {name!r}, known: {known}; a command goes after --: kvmkit run -- {name}")
+    return name not in library.BUILT_IN and library.exists(name) and (library.root() / name / library.DISK).exists()
+
+
+def check_image(name: str) -> None:
+    from kvmkit.guest import library
+
+    if not library.exists(name):
+        raise library.unknown(name)
 
 
 def find_image(name: str, progress: Progress | None = None) -> GuestImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,6 +12,7 @@ from kvmkit.errors import BadInput
 from kvmkit.manager.spec import VmSpec
 
 LARGEST = 1 << 20
+T = TypeVar("T", bound=msgspec.Struct)
 _PATH = re.compile(r"(.*?)(?: - at `(\$[^`]*)`)?", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)`")
 _KEY = r"(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')"
@@ -19,8 +20,13 @@ _PAIR = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
 _TOML_LINE = re.compile(r" \(at line (\d+), column \d+\)")
 
 
-def read_file(name: str) -> VmSpec:
-    """The spec in a file whose name ends in .toml or .json. BadInput: `FILE:LINE: KEY: what is wrong`."""
+def read_spec(name: str) -> VmSpec:
+    """A VM's spec in a file whose name ends in .toml or .json. BadInput: `FILE:LINE: KEY: what is wrong`."""
+    return read_file(name, VmSpec)[1]
+
+
+def read_file(name: str, kind: type[T]) -> tuple[str, T]:
+    """A spec of that kind, and the text of the file. BadInput as in `read_spec`."""
     try:
         with open(name, "rb") as file:
             data = file.read(LARGEST + 1)
@@ -33,10 +39,10 @@ def read_file(name: str) -> VmSpec:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise BadInput(f"{name}:{line}: is not UTF-8") from None
-    return _json(text, name) if name.endswith(".json") else _toml(text, name)
+    return text, _json(text, name, kind) if name.endswith(".json") else _toml(text, name, kind)
 
 
-def _toml(text: str, name: str) -> VmSpec:
+def _toml(text: str, name: str, kind: type[T]) -> T:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -46,20 +52,20 @@ def _toml(text: str, name: str) -> VmSpec:
         raise BadInput(f"{name}:{line}: no TOML: {_TOML_LINE.sub('', message)}") from None
     except RecursionError:
         raise BadInput(f"{name}: is nested too deeply") from None
-    return _convert(values, text, name)
+    return _convert(values, text, name, kind)
 
 
-def _json(text: str, name: str) -> VmSpec:
+def _json(text: str, name: str, kind: type[T]) -> T:
     try:
         values = msgspec.json.decode(text.encode())
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadInput(f"{name}: {error}") from None
-    return _convert(values, text, name)
+    return _convert(values, text, name, kind)
 
 
-def _convert(values: Any, text: str, name: str) -> VmSpec:
+def _convert(values: Any, text: str, name: str, kind: type[T]) -> T:
     try:
-        return msgspec.convert(values, VmSpec, strict=True)
+        return msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:
         match = _PATH.fullmatch(str(error))
         assert match is not None
@@ -68,17 +74,17 @@ def _convert(values: Any, text: str, name: str) -> VmSpec:
         unknown = _UNKNOWN.match(message)
         if unknown is not None:
             keys.append(unknown[1])
-            message = f"there is no such key{_nearest(unknown[1])}"
+            message = f"there is no such key{_nearest(unknown[1], kind)}"
         line = line_of(text, keys) if name.endswith(".toml") else _json_line(text, keys)
         where = f"{name}:{line}" if line else name
         what = ".".join(key for key in keys if not key.isdigit())
         raise BadInput(f"{where}: {what}{': ' if what else ''}{message[:1].lower()}{message[1:]}") from None
 
 
-def _nearest(key: str) -> str:
+def _nearest(key: str, kind: type[msgspec.Struct]) -> str:
     import difflib
 
-    found = difflib.get_close_matches(key, [field.name for field in msgspec.structs.fields(VmSpec)], 1, 0.6)
+    found = difflib.get_close_matches(key, [field.name for field in msgspec.structs.fields(kind)], 1, 0.6)
     return f"; did you mean {found[0]}?" if found else " (see `kvmkit schema`)"
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 
+from kvmkit.block import formats
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import Limits
 from kvmkit.machine.networks import next_mac
 from kvmkit.manager.description import MIB, Description, Disk, Firmware, Forward, Memory, Network, Serial
 from kvmkit.manager.fit import LOCAL, boot_order, fitted_disks, fitted_networks
@@ -42,6 +46,7 @@ def to_spec(description: Description) -> VmSpec:
         networks=networks,
         policy=policy,
         rng=description.rng,
+        vsock=description.vsock,
         console=True,
         serial=_serial(description),
         pidfile=description.pidfile,
@@ -75,11 +80,12 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         left.append(f"the command {' '.join(spec.command)}: it is for kvmkit's agent")
     if spec.timeout is not None:
         left.append(f"timeout {spec.timeout:g}")
+    left += _ours_alone(spec)
     cpu = spec.cpu if spec.nested is None else f"{spec.cpu},{'+' if spec.nested else '-'}svm"
     disks = [
         Disk(
             path=disk.path,
-            format="raw",
+            format=disk.format or formats.ENDINGS.get(os.path.splitext(disk.path)[1].lower(), "raw"),
             readonly=disk.readonly,
             cache="none" if disk.direct else "",
             serial=disk.serial,
@@ -129,6 +135,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         pidfile=spec.pidfile,
         display="none",
         rng=spec.rng,
+        vsock=spec.vsock if spec.vsock not in (None, True, False) else None,
         debug_exit=spec.debug_exit,
         reboot=spec.reboot,
     )
@@ -161,6 +168,25 @@ def _networks(spec: VmSpec, left: list[str]) -> tuple[Network, ...]:
     if spec.policy not in ("", "all") and not (found and all(each.restrict for each in found)):
         left.append(f"the policy {spec.policy}")
     return tuple(found)
+
+
+def _ours_alone(spec: VmSpec) -> Iterator[str]:
+    """What of a VM neither QEMU's words nor libvirt's XML, as they are written here, can hold."""
+    if spec.vsock is True:
+        yield "vsock: name the guest's CID"
+    for device in spec.vhost_user:
+        yield f"the vhost-user device at {device.socket}"
+    for volume in spec.volumes:
+        yield f"the volume {volume.host}"
+    for disk in spec.disks:
+        if any(getattr(disk, name) for name in Limits.__struct_fields__):
+            yield f"the rate limits of {disk.path}"
+        if disk.queues:
+            yield f"queues={disk.queues} of {disk.path}"
+        if disk.backing or disk.key:
+            yield f"{'the base' if disk.backing else 'the key'} of {disk.path}"
+    if spec.rng_limits != Limits():
+        yield "the rate limits of rng"
 
 
 def _serials(spec: VmSpec) -> tuple[Serial, ...]:

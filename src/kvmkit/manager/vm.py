@@ -58,7 +58,7 @@ class VM:
 
         Without a name it gets one that is free, and is removed at the end of a `with` block.
         """
-        wanted = VmSpec(name=name, **spec).absolute()
+        wanted = VmSpec(name=name, **spec).absolute().resolved()
         vm = cls.__new__(cls)
         vm._home = create.make(wanted)
         vm._removed_at_end = not name
@@ -108,6 +108,7 @@ class VM:
         input: bytes = b"",
         env: Mapping[str, str] | None = None,
         cwd: str = "",
+        user: str = "",
         timeout: float | None = None,
     ) -> Completed:
         """Run a command in the guest to its end. Any number may run at once, each on a thread of its own.
@@ -117,7 +118,7 @@ class VM:
         with _Pipe(input) as stdin, _Pipe() as out, _Pipe() as err:
             status = execute.execute(
                 self._home, argv, stdin=stdin.theirs if input else None, stdout=out.theirs, stderr=err.theirs,
-                env=env, cwd=cwd, timeout=timeout,
+                env=env, cwd=cwd, user=user, timeout=timeout,
             )  # fmt: skip
             return Completed(status, out.end(), err.end())
 
@@ -144,6 +145,31 @@ class VM:
         scsi="1,disc=other.iso". What each is now, in words. Gone when it is started again."""
         answer = control.ask(self._home, "set", changes=list(changes.items()))
         return tuple(str(line) for line in answer["now"])
+
+    def type_text(self, text: str) -> bool:
+        """Type on its keyboard (`input=["keyboard"]`), as on a US one. False: the guest takes no keys now."""
+        from kvmkit.virtio.input import typed
+
+        return self._input("keyboard", typed(text))
+
+    def press(self, *keys: str) -> bool:
+        """Press keys together, such as press("ctrl", "alt", "delete"). False: the guest takes no keys now."""
+        from kvmkit.virtio.input import press
+
+        return self._input("keyboard", press(*keys))
+
+    def point(self, x: float, y: float, click: str = "") -> bool:
+        """Put its tablet's pointer to a place, from 0 (left, top) to 1, and perhaps click "left", "right" or "middle".
+
+        False: the guest takes no events now.
+        """
+        from kvmkit.virtio.input import button, move
+
+        events = move(x, y)
+        return self._input("tablet", [*events, *button(click, True), *button(click, False)] if click else events)
+
+    def _input(self, device: str, events: Sequence[tuple[int, int, int]]) -> bool:
+        return bool(control.ask(self._home, "input", device=device, events=[*events])["taken"])
 
     def attach_scsi(
         self, path: str | os.PathLike[str], *, readonly: bool = False, cdrom: bool = False, serial: str = ""

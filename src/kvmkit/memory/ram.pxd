@@ -2,6 +2,15 @@ from libc.stdint cimport uint8_t, uint64_t
 
 ctypedef void (*written_function)(void *, uint64_t, uint64_t) noexcept nogil
 
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap_at "mmap"(void *, size_t, int, int, int, long)
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_SHARED
+    int MAP_PRIVATE
+    int MAP_FIXED
+    void *MAP_FAILED
+
 cdef struct Region:  # of another process's guest
     uint64_t guest
     uint64_t size
@@ -46,6 +55,9 @@ cdef class GuestMemory:
     cdef uint8_t *base
     cdef readonly uint64_t size
     cdef readonly uint64_t low
+    cdef readonly uint64_t span  # bytes of all that is mapped: RAM, and files behind it
+    cdef uint64_t placed
+    cdef list files
     cdef readonly int fd
     cdef object mapping
     cdef Ram ram

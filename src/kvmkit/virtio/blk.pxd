@@ -54,10 +54,13 @@ cdef class Blk(VirtioDevice):
     cdef bint readonly
     cdef bint writeback
     cdef readonly uint64_t size
+    cdef readonly uint64_t errors
+    cdef int told  # the errno that was logged last
     cdef uint8_t serial[20]
 
     cdef bint begin(self, BlkLane *c, Request *r) noexcept nogil
     cdef void go_on(self, BlkLane *c, Request *r) noexcept nogil
+    cdef void failed(self, int error) noexcept with gil
     cdef void finish(self, BlkLane *c, Request *r, uint8_t status) noexcept nogil
     cdef bint reap(self, BlkLane *c) noexcept nogil
     cdef uint8_t check_segments(self, Request *r) noexcept nogil

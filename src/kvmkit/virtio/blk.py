@@ -3,6 +3,7 @@
 Each queue has a lane with a worker of its own: an io_uring, or threads where the host has none.
 """
 
+import os
 import struct
 
 import cython
@@ -328,11 +329,27 @@ class Blk(VirtioDevice):
     def go_on(self, c: cython.pointer(BlkLane), r: cython.pointer(Request)) -> cython.void:
         """A request's operation has ended."""
         if r.io.error:
+            self.errors += 1
+            if self.told != r.io.error:
+                self.told = r.io.error
+                self.failed(r.io.error)
             self.finish(c, r, S_IOERR)
         elif r.io.kind == IO_DISCARD or r.io.kind == IO_ZERO:
             self.next_segment(c, r)
         else:
             self.finish(c, r, S_OK)
+
+    @cython.cfunc
+    @cython.with_gil
+    @cython.exceptval(check=False)
+    def failed(self, error: cython.int) -> cython.void:
+        """Say why the guest sees an I/O error: once for each reason, as its next requests will fail alike."""
+        try:
+            if self.log is not None:
+                why = os.strerror(abs(error))
+                self.log(f"{self.name}: the host can't do what the guest asks: {why}; the guest sees an I/O error")
+        except Exception:
+            pass
 
     @cython.cfunc
     @cython.nogil

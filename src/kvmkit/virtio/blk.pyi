@@ -21,6 +21,7 @@ WRITE_ZEROES: int
 class Blk(VirtioDevice):
     disk: DiskFile
     size: int
+    errors: int
     def __init__(
         self,
         memory: GuestMemory,

@@ -16,7 +16,7 @@ from kvmkit.errors import BadInput, HostError, KvmkitError
 from kvmkit.memory import HIGH_RAM, GuestMemory
 from kvmkit.vhost_user.daemon import Daemon
 from kvmkit.vhost_user.link import Link, Region, refusal
-from kvmkit.vhost_user.messages import PeerGone, PeerWrong
+from kvmkit.vhost_user.messages import MOST_REGIONS, PeerGone, PeerWrong
 from kvmkit.virtio.device import DRIVER_OK
 from kvmkit.virtio.features import INDIRECT_DESC, VERSION_1
 
@@ -171,10 +171,11 @@ class VhostUserDevice(Relay):
     def _regions(self) -> list[Region]:
         memory = self.memory
         found = []
-        offset = 0
         for guest, host, size in memory.regions():
             found.append(Region(guest, size, host, memory.fd, 0 if guest < HIGH_RAM else memory.low))
-            offset += size
+        found += [Region(guest, size, host, fd, 0) for guest, host, size, fd in memory.shared_files()]
+        if len(found) >= MOST_REGIONS:
+            raise PeerWrong(f"{len(found)} pieces of memory are more than it can be told of")
         return [*found, Region(RINGS_AT, self.rings_bytes, self.rings_host, self.rings_fd, 0)]
 
     def _stop_queues(self, link: Link) -> None:
