@@ -140,6 +140,29 @@ def test_a_network_card(memory: GuestMemory, tmp_path: Path) -> None:
     assert [line for line in said if "let go" in line] == []
 
 
+def test_a_console(memory: GuestMemory, tmp_path: Path) -> None:
+    from kvmkit.cli.serve_device import _console
+
+    path = str(tmp_path / "s")
+    with serving(path, lambda memory, log: _console(f"{tmp_path}/port", memory, log)) as (server, said):
+        device = VhostUserDevice(memory, kinds.generic(3, len(server.device.queues), 12), path)
+        with MmioDriver(device, memory) as guest, socket.socket(socket.AF_UNIX) as program:
+            guest.start()
+            program.settimeout(20)
+            program.connect(str(tmp_path / "port"))
+            at = guest.buffers + 0x8000
+            guest.queues[0].add([(at, 64, True)])
+            guest.ring(0)
+            program.sendall(b"typed")
+            ((_, written),) = guest.collect(0)
+            assert memory.read(at, written) == b"typed"
+            assert guest.request(1, b"hello", 0) == b""
+            assert program.recv(5, socket.MSG_WAITALL) == b"hello"
+    assert said == []
+    with pytest.raises(BadInput, match="give NAME=SOCKET"):
+        _console("name=", ForeignMemory(4096), said.append)
+
+
 def message(request: int, payload: bytes = b"", flags: int = 1) -> bytes:
     return struct.pack("<III", request, flags, len(payload)) + payload
 

@@ -26,6 +26,7 @@ examples:
   kvmkit serve-device blk disk.raw --socket /tmp/disk.sock
   kvmkit serve-device blk disk.raw,ro,queues=4,iops=500 --socket /tmp/disk.sock
   kvmkit serve-device net switch=lan --socket /tmp/net.sock
+  kvmkit serve-device console /tmp/hvc0.sock,log=/tmp/log.sock --socket /tmp/console.sock
   kvmkit serve-device rng --socket /tmp/rng.sock
 
 with QEMU:
@@ -43,7 +44,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("kind", metavar="KIND", choices=sorted(KINDS), help=", ".join(sorted(KINDS)))
     parser.add_argument(
-        "what", metavar="WHAT", nargs="?", help="blk: a disk as --disk has it; net: a network as --net has it"
+        "what",
+        metavar="WHAT",
+        nargs="?",
+        help="blk: a disk as --disk has it; net: as --net has it; console: [NAME=]SOCKET,...",
     )
     parser.add_argument("--socket", metavar="PATH", required=True, help="where it is offered")
 
@@ -94,6 +98,20 @@ def _net(what: str | None, memory: ForeignMemory, log: Callable[[str], None]) ->
     return card
 
 
+def _console(what: str | None, memory: ForeignMemory, log: Callable[[str], None]) -> VirtioDevice:
+    from kvmkit.virtio.console import CONSOLE, Console
+
+    if not what:
+        raise BadInput("serve-device console: say where its ports lead: NAME=SOCKET, or SOCKET alone for hvc0")
+    ports = []
+    for part in what.split(","):
+        name, equals, path = part.partition("=")
+        if not name or (equals and not path):
+            raise BadInput(f"serve-device console {what}: {part!r}: give NAME=SOCKET, or SOCKET alone for hvc0")
+        ports.append((name, path) if equals else (CONSOLE, name))
+    return Console(memory, sorted(ports, key=lambda port: port[0] != CONSOLE), log=log)
+
+
 def _everything(card: VirtioDevice) -> None:
     """Which frames are for the guest is the frontend's to say: it has the control queue."""
     card.filter.set_mode(0, True)  # type: ignore[attr-defined]  # a Net
@@ -106,6 +124,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"net": {"withheld": NET_CONTROL | 1 << 16,
 
 KINDS: dict[str, Callable[[str | None, ForeignMemory, Callable[[str], None]], VirtioDevice]] = {
     "blk": _blk,
+    "console": _console,
     "net": _net,
     "rng": _rng,
 }
