@@ -100,7 +100,7 @@ def test_disks_that_can_not_be(kvmkit, tmp_path: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = kvmkit("run", "--disk", name)
     assert is_one_line(done)
-    assert "in use by another VM" in done.stderr
+    assert f"in use by process {os.getpid()} " in done.stderr
 
 
 def test_a_random_file_is_no_kernel(kvmkit, tmp_path: Path) -> None:

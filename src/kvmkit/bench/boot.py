@@ -117,7 +117,8 @@ def append(image: GuestImage) -> str:
 def kvmkit_command(accel: str, memory: int) -> list[str]:
     """`kvmkit run` as ./kvmkit starts it: by its file, not by -m, which would load more of Python first."""
     program = Path(kvmkit.__file__).with_name("__main__.py")
-    options = ["--accel", accel, "--memory", f"{memory // 1024}K", "--net", "none"]  # QEMU has no card either
+    # QEMU has no card and no vsock either.
+    options = ["--accel", accel, "--memory", f"{memory // 1024}K", "--net", "none", "--no-vsock"]
     return [sys.executable, "-P", str(program), "run", "tiny", *options]
 
 

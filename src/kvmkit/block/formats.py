@@ -24,8 +24,8 @@ MAGICS = (
     (0, b"LUKS\xba\xbe", "luks"),
 )
 REMOTE = ("nbd", "nbd+unix", "iscsi", "rbd")
-_SCHEME = re.compile(r"([a-z+]+)://")
-_PROTOCOL = re.compile(r"[A-Za-z0-9+.-]*:")
+_SCHEME = r"([a-z+]+)://"  # these two are compiled when they are used
+_PROTOCOL = r"[A-Za-z0-9+.-]*:"
 MOST_LAYERS = 32
 MOST_NAME = 1023  # bytes of a backing file's name
 EXTERNAL_DATA = 1 << 2
@@ -51,7 +51,7 @@ class Qcow2(NamedTuple):
 
 def remote(path: str) -> str:
     """The protocol of a disk that is no file here, such as nbd://HOST/NAME; empty: it is one."""
-    match = _SCHEME.match(path)
+    match = re.match(_SCHEME, path)
     return match[1] if match is not None and match[1] in REMOTE else ""
 
 
@@ -125,7 +125,7 @@ def layers(path: str, format: str, allowed: str = "") -> list[Layer]:
 
 def _base(path: str, header: Qcow2, allowed: str) -> str:
     where = f"disk {path}"
-    if _PROTOCOL.match(header.backing):
+    if re.match(_PROTOCOL, header.backing):
         raise BadInput(f"{where}: is based on {header.backing!r}, no plain path: qemu-img rebase -u gives it one")
     if header.backing_format not in FORMATS or header.backing_format == "luks":
         mend = f"qemu-img rebase -u -b {header.backing} -F qcow2 {path} (or -F raw)"

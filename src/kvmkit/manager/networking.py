@@ -25,14 +25,15 @@ def settled(networks: Sequence[Network] | None, mac: str, *, alone: bool) -> tup
 
 def check(networks: Sequence[Network] | None, policy: str, mac: str) -> None:
     """Raise BadInput, in one line, for what can't be."""
-    from kvmkit.net.options import parse_mac
-    from kvmkit.net.policy import FramePolicy
-
     if policy:
+        from kvmkit.net.policy import FramePolicy
+
         FramePolicy(policy)
         if networks is not None and not networks:
             raise BadInput(f"--policy {policy}: there is no network card for it: leave --net none away")
     if mac:
+        from kvmkit.net.options import parse_mac
+
         parse_mac(mac)
 
 

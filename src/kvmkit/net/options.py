@@ -60,18 +60,20 @@ def parse_publish(text: str) -> Published:
 
 def check(kind: str, name: str, *, mac: str, queues: int, mtu: int, loopback: bool, publish: Sequence[str]) -> None:
     """Raise BadInput, in one line, for what can't be."""
-    from kvmkit.net import interface, switch_process
-
     option = f"--net {kind}"
     if kind in NAMED and not name:
         raise BadInput(f"{option}: give its name, as {option}={'/path' if kind == 'socket' else 'NAME'}")
     if kind not in NAMED and name:
         raise BadInput(f"{option}={name}: {kind} has no name")
     if kind in ("tap", "bridge"):
+        from kvmkit.net import interface
+
         interface.check_name(name, f"{option}=")
     elif kind == "network":
         check_network(name)
     elif kind == "switch":
+        from kvmkit.net import switch_process
+
         switch_process.check_name(name)
     elif kind == "socket" and len(name.encode()) > LONGEST_PATH:
         raise BadInput(f"{option}={name}: a socket's path has up to {LONGEST_PATH} bytes")

@@ -10,12 +10,15 @@ import fcntl
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadInput, HostError
 from kvmkit.paths import runtime_dir
+
+if TYPE_CHECKING:
+    import subprocess
 
 IDLE_SECONDS = 1.0
 """How long it goes on with nobody connected."""
@@ -57,6 +60,8 @@ def check_name(name: str) -> None:
 
 
 def _start(path: Path, lock: int) -> None:
+    import subprocess  # every run with a card's option comes by here; few start a switch
+
     path.unlink(missing_ok=True)  # of one that was killed
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
