@@ -68,4 +68,5 @@ setup(
         # Processes that are started by other means would run this file again.
         nthreads=processors if multiprocessing.get_start_method() == "fork" else 0,
     ),
+    options={"build_ext": {"parallel": processors}},
 )

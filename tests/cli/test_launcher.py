@@ -199,8 +199,6 @@ def test_from_a_clone_to_a_moved_checkout(tmp_path: Path, monkeypatch: pytest.Mo
 def test_as_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMKIT_OPTIMIZE", "-O0")
     source, installed = copy(tmp_path / "source"), tmp_path / "installed"
-    if (ROOT / "build" / "cython").is_dir():  # what Cython makes of each module: the test above has it made anew
-        shutil.copytree(ROOT / "build" / "cython", source / "build" / "cython")
     subprocess.run([sys.executable, "-m", "venv", installed], check=True)
     python = installed / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", source], check=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from kvmkit.host import Host
-from kvmkit.host.changes import hugepages, nested
+from kvmkit.host.changes import hugepages, modules, nested
 from kvmkit.host.context import Context
 from kvmkit.host.doctor import examine
 from kvmkit.host.inside import check
@@ -69,6 +70,35 @@ def test_lsmod_grep_virtio(tree: Tree) -> None:
     report = check(Host(tree("guest")))
     assert report.row("module.virtio_net").text == "loaded (network card)"
     assert report.row("module.virtio_blk").fix == "sudo modprobe virtio_blk"
+
+
+def test_zgrep_virtio_without_a_configuration(tree: Tree) -> None:
+    """Then modules tell: one that is there is m, a built-in one y, and one that is not there nothing where they are
+    a selection."""
+    root = tree("guest")
+    host = Host(root)
+    for config in (root / "proc/config.gz", *(root / "boot").glob("config-*")):
+        config.unlink(missing_ok=True)
+    modules = root / f"lib/modules/{host.release}"
+    modules.mkdir(parents=True, exist_ok=True)
+    (modules / "modules.dep").write_text("kernel/drivers/block/virtio_blk.ko:\n")
+    (modules / "modules.builtin").write_text("kernel/drivers/virtio/virtio_mmio.ko\n")
+    report = check(Host(root))
+    assert report.row("config.VIRTIO_BLK").text == "m (disk)"
+    assert report.row("config.VIRTIO_MMIO").text == "y (virtio devices without PCI)"
+    assert report.row("config.VIRTIO_FS").text == "unknown (shared directories)"
+    assert report.row("module.virtiofs").text == "not in this system's /lib/modules (shared directories)"
+    (modules / "modules.order").write_text("kernel/drivers/block/virtio_blk.ko\n")
+    assert check(Host(root)).row("config.VIRTIO_FS").text == "missing (shared directories)"
+
+
+def test_modprobe_kvm_and_the_vendors_module(tree: Tree) -> None:
+    root = tree("intel")
+    (root / "proc/modules").write_text("")
+    shutil.rmtree(root / "sys/module")
+    context = Context(Host(root))
+    lines = modules.enable(context, Journal(Host(root)), persist=False).lines(Host(root))
+    assert [line.removeprefix("not for a tree of files: ") for line in lines] == ["# modprobe kvm_intel"]
 
 
 def test_virtio_devices_are_bound(tree: Tree) -> None:

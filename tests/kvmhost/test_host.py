@@ -49,6 +49,35 @@ def test_nested_off_and_on() -> None:
     assert not file.exists()
 
 
+HOLD_A_VM = """
+import fcntl, os, sys
+device = os.open("/dev/kvm", os.O_RDWR)
+vm = fcntl.ioctl(device, 0xAE01, 0)  # KVM_CREATE_VM
+print("made", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_reload_is_refused_while_a_vm_runs_which_is_named() -> None:
+    command = [sys.executable, "-c", HOLD_A_VM, "--name", "web"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as vm:
+        assert vm.stdout is not None
+        assert vm.stdout.readline() == b"made\n"
+        for topic in ("nested", "modules"):
+            done = kvmkit("host", topic, "disable")
+            assert done.returncode == 1
+            assert f"'web' (pid {vm.pid})".encode() in done.stderr
+        assert NESTED.read_text().strip() in ("1", "Y")
+        vm.communicate(b"")
+
+
+def test_dmesg_after_a_failed_modprobe_kvm_intel() -> None:
+    done = kvmkit("host", "modules", "enable", "--vendor", "intel")
+    assert done.returncode == 1
+    assert b"kvm_intel" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_doctors_whole_screen() -> None:
     done = kvmkit("doctor")
     assert (done.returncode, done.stderr) == (0, b"")

@@ -15,15 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvmkit as package
+from kvmkit import machine
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import Volume
 from kvmkit.manager.description import Description, Disk, Firmware, Memory, Network, Serial
 from kvmkit.manager.libvirt import read_domain
 from kvmkit.manager.libvirt_write import write_domain
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_write import write_qemu
+from kvmkit.manager.spec import VmSpec
 from kvmkit.manager.specfile import read_spec
 from kvmkit.manager.toml import read_toml, write_toml
-from kvmkit.manager.translate import to_spec, write_spec
+from kvmkit.manager.translate import to_description, to_spec, write_spec
 
 GIB = 1 << 30
 
@@ -215,6 +220,30 @@ def test_a_written_spec_says_only_what_was_asked(tmp_path: Path) -> None:
     assert read_spec(str(file)) == spec
 
 
+SET: dict[str, object] = {
+    "name": "web", "image": "debian", "kernel": "/k", "initrd": ("/i",), "firmware": "/bios.bin", "append": "quiet",
+    "accel": "tcg", "cpu": "EPYC", "cpus": 3, "nested": True, "transport": "pci", "memory": "1G", "hugepages": "1G",
+    "memory_path": "/dev/hugepages", "preallocate": True, "disks": (machine.Disk(path="a"),),
+    "scsi": (machine.ScsiDisk(path="c", cdrom=True),), "rng": True, "vsock": 7, "command": ("ls",), "serial": "file:/s",
+    "pidfile": "/p", "debug_exit": True, "reboot": False, "timeout": 3.0,
+    "vhost_user": (VhostUser(kind="blk", socket="/s"),), "volumes": (Volume(host="/h", guest="/g"),), "rng_limits": Limits(bps=5.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(SET.keys() & set(VmSpec.__struct_fields__)))
+def test_no_field_of_a_vm_is_dropped_silently(field: str) -> None:
+    """It is in what is written for QEMU and for libvirt, or it is listed."""
+    plain, _ = to_description(VmSpec(kernel="/kernel"))
+    described, left = to_description(VmSpec(**{"kernel": "/kernel", field: SET[field]}))
+    if field == "image":
+        _, left = to_description(VmSpec(image="debian"))
+    in_qemu = write_qemu(described) != write_qemu(plain)
+    xml, more = write_domain(described)
+    in_xml = xml != write_domain(plain)[0]
+    assert in_qemu or left, "QEMU's words leave it out silently"
+    assert in_xml or left or more, "libvirt's XML leaves it out silently"
+
+
 def test_there_and_back() -> None:
     found = read_domain(DOMAIN, "web.xml").description
     xml, left = write_domain(found)
@@ -225,9 +254,9 @@ def test_there_and_back() -> None:
 
 
 def test_what_xml_can_not_hold_is_named() -> None:
-    line = "-nic user,hostfwd=tcp::2222-:22 -daemonize -pidfile /p -mem-path /dev/hugepages -device isa-debug-exit"
+    line = "-nic user,restrict=on -daemonize -pidfile /p -mem-path /dev/hugepages -device isa-debug-exit"
     _, left = write_domain(parse(line.split()))
-    for word in ("2222", "daemonize", "pidfile", "/dev/hugepages", "isa-debug-exit"):
+    for word in ("restrict=on", "daemonize", "pidfile", "/dev/hugepages", "isa-debug-exit"):
         assert any(word in text for text in left)
     with pytest.raises(BadInput, match="XML"):
         write_domain(Description(name="a\x01b"))
@@ -334,3 +363,27 @@ def test_export_of_what_is_not_there_is_one_line() -> None:
         done = kvmkit(*line)
         assert done.returncode in (1, 2)
         assert done.stderr.count("\n") == 1
+
+
+def test_ports_of_a_user_network_both_ways() -> None:
+    interface = """<interface type='user'><backend type='passt'/><mac address='52:54:00:00:00:01'/>
+      <portForward proto='tcp'><range start='2022' to='22'/><range start='80' end='82'/></portForward>
+      <portForward proto='udp' address='192.0.2.1'><range start='53'/></portForward></interface>"""
+    text = re.sub(r"<interface type='bridge'>.*?</interface>", interface, DOMAIN, count=1, flags=re.DOTALL)
+    found = read_domain(text, "web.xml")
+    assert [line for line in found.unlisted if "portForward" in line or "backend" in line] == []
+    ports = [
+        (each.protocol, each.host_address, each.host_port, each.guest_port)
+        for each in found.description.networks[0].forwards
+    ]
+    assert ports == [
+        ("tcp", "", 2022, 22),
+        ("tcp", "", 80, 80),
+        ("tcp", "", 81, 81),
+        ("tcp", "", 82, 82),
+        ("udp", "192.0.2.1", 53, 53),
+    ]
+    written, _ = write_domain(found.description)
+    assert read_domain(written, "again.xml").description.networks == found.description.networks
+    with pytest.raises(BadInput, match="portForward: 0 to 22"):
+        read_domain(text.replace("start='2022'", "start='0'"), "web.xml")

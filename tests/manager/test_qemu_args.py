@@ -18,7 +18,7 @@ from kvmkit.manager.description import Disk, Forward, Memory, Network, Serial
 from kvmkit.manager.fit import fitted_disks, lacking, unasked
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_options import ARGUMENTS, FLAGS, OTHER_ARGUMENTS, OTHER_FLAGS, split_commas
-from kvmkit.manager.translate import to_spec
+from kvmkit.manager.translate import to_description, to_spec
 
 MIB = 1 << 20
 
@@ -159,7 +159,7 @@ def test_firmware() -> None:
         ("-drive if=none,id=d,file=a -device virtio-blk,drive=d -device virtio-blk,drive=d", "a device already"),
         ("-hda a -drive file=b,index=0", "two drives"),
         ("-netdev user,id=n,hostfwd=tcp::x-:22", "tcp::2222-:22"),
-        ("-netdev passt,id=n", "user, tap and bridge"),
+        ("-netdev passt,id=n", "user, tap, bridge and stream"),
         ("-rtc base=localtime", "UTC"),
         ("-vga std", "-nographic"),
         ("-boot a", "floppy"),
@@ -355,3 +355,26 @@ def test_help_is_ours() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert "kvmkit qemu" in done.stdout
+
+
+def test_networks_become_cards() -> None:
+    from kvmkit.machine import Network as Card
+    from kvmkit.manager.fit import LOCAL
+
+    words = "-nic user,hostfwd=tcp::2222-:22,hostfwd=udp:127.0.0.1:53-10.0.2.15:5353,restrict=on,mac=52:54:00:00:00:01"
+    description = parse([*words.split(), "-kernel", "k"])
+    assert [text for text in lacking(description) if "hostfwd" in text or "network" in text] == []
+    spec = to_spec(description)
+    ports = ("0.0.0.0:2222:22/tcp", "127.0.0.1:53:5353/udp")
+    assert spec.networks == (Card(kind="user", mac="52:54:00:00:00:01", publish=ports),)
+    assert spec.policy == LOCAL
+    back, _ = to_description(spec)
+    assert back.networks[0].restrict
+    assert [forward.host_port for forward in back.networks[0].forwards] == [2222, 53]
+    words = "-netdev stream,id=a,server=off,addr.type=unix,addr.path=/run/p -device virtio-net-pci,netdev=a"
+    words += " -nic tap,ifname=t"
+    spec = to_spec(parse([*words.split(), "-kernel", "k"]))
+    assert spec.networks == (Card(kind="tap", name="t"), Card(kind="socket", name="/run/p"))
+    assert to_spec(parse(["-kernel", "k", "-nic", "none"])).networks == ()
+    (text,) = (t for t in lacking(parse("-kernel k -nic user,hostfwd=tcp::1-10.0.2.16:2".split())) if "hostfwd" in t)
+    assert "10.0.2.15" in text

@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,20 +71,22 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def running_passts() -> set[str]:
+def passts(home: Path) -> set[str]:
+    """The processes of passt that VMs of that home started."""
     found = set()
-    for entry in os.scandir("/proc"):
+    mark = f"KVMKIT_HOME={home}\0".encode()
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and Path(entry.path, "comm").read_text().startswith("passt"):
-                found.add(entry.name)
+            program = (process / "comm").read_text()
+            if program.startswith("passt") and mark in (process / "environ").read_bytes():
+                found.add(process.name)
     return found
 
 
 @needs_passt
 @pytest.mark.parametrize("transport", ["mmio", "pci"])
-def test_a_file_from_the_host_and_one_to_it(kvmkit: Kvmkit, served: tuple[Path, int], transport: str) -> None:
+def test_a_file_from_the_host(kvmkit: Kvmkit, served: tuple[Path, int], tmp_path: Path, transport: str) -> None:
     directory, port = served
-    before = running_passts()
     data = os.urandom(8 << 20)
     (directory / "data").write_bytes(data)
     script = f"wget -q -O - http://10.0.2.2:{port}/data | sha256sum; cat /sys/class/net/eth0/mtu /etc/resolv.conf"
@@ -91,7 +94,7 @@ def test_a_file_from_the_host_and_one_to_it(kvmkit: Kvmkit, served: tuple[Path, 
     done = kvmkit("run", *options, "--", "sh", "-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [hashlib.sha256(data).hexdigest(), "-", "65520", "nameserver", "10.0.2.3"]
-    assert running_passts() <= before, "it ends with its VM"
+    assert not passts(tmp_path), "it ends with its VM"
 
 
 @needs_passt
@@ -126,6 +129,30 @@ def test_a_published_port_a_policy_and_the_cable(kvmkit: Kvmkit, served: tuple[P
     mac = kvmkit("exec", "web", "--", "cat", "/sys/class/net/eth0/address").stdout
     assert kvmkit("restart", "web").returncode == 0
     assert kvmkit("exec", "web", "--", "cat", "/sys/class/net/eth0/address").stdout == mac, "its card is the same"
+
+
+@needs_passt
+def test_a_passt_that_is_killed_is_started_again(kvmkit: Kvmkit, served: tuple[Path, int], tmp_path: Path) -> None:
+    directory, port = served
+    (directory / "hello").write_text("still here\n")
+    assert kvmkit("run", "-d", "--name", "web", "--accel", "tcg", "--net", "user,loopback").returncode == 0
+    fetch = f"for i in 1 2 3 4 5; do timeout 3 wget -q -O - http://10.0.2.2:{port}/hello && break; done"
+    for _ in range(2):
+        assert kvmkit("exec", "web", "--", "sh", "-c", fetch).stdout == "still here\n"
+        ours = passts(tmp_path)
+        assert len(ours) == 1
+        os.kill(int(*ours), signal.SIGKILL)
+        until = time.monotonic() + 20
+        while not passts(tmp_path) - ours and time.monotonic() < until:
+            time.sleep(0.02)
+    assert kvmkit("exec", "web", "--", "sh", "-c", fetch).stdout == "still here\n"
+    assert "passt ended; it is started again" in kvmkit("logs", "--process", "web").stdout
+    (told,) = json.loads(kvmkit("inspect", "web").stdout)
+    (card,) = told["live"]["networks"]
+    assert card["link"]
+    assert card["pairs"][0]["received"]["frames"] > 10
+    assert kvmkit("kill", "web").returncode == 0
+    assert not passts(tmp_path)
 
 
 def test_two_guests_over_a_switch(kvmkit: Kvmkit) -> None:

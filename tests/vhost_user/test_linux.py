@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -16,33 +17,14 @@ import pytest
 from kvmkit.vhost_user.daemon import find
 from kvmkit.vhost_user.virtiofsd import PLACES
 
+from .daemon import StorageDaemon
+
 pytestmark = pytest.mark.guest
 RUN = [sys.executable, "-m", "kvmkit", "run", "--accel", "tcg", "--timeout", "100"]
 MIB = 1 << 20
 needs_daemon = pytest.mark.skipif(
     not shutil.which("qemu-storage-daemon"), reason="qemu-storage-daemon is not installed (qemu-system-common)"
 )
-
-
-class StorageDaemon:
-    """QEMU's, with a qcow2 image of 32 MiB."""
-
-    def __init__(self, directory: Path) -> None:
-        self.image, self.socket = directory / "a.qcow2", directory / "s"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(self.image), "32M"], check=True)
-        self.start()
-
-    def start(self) -> None:
-        # Writethrough: killed, it would lose tables of qcow2's for writes it has already reported done.
-        export = f"vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path={self.socket},writable=on,num-queues=2"
-        export += ",writethrough=on"
-        file = f"file,filename={self.image},node-name=f,locking=off"
-        options = ["--blockdev", file, "--blockdev", "qcow2,file=f,node-name=q", "--export", export]
-        self.process = subprocess.Popen(["qemu-storage-daemon", *options])
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture
@@ -62,7 +44,7 @@ def test_nothing_is_lost_with_a_storage_daemon(daemon: StorageDaemon) -> None:
         echo 3 > /proc/sys/vm/drop_caches
         dd if=/dev/vda bs=64k skip=6 2>/dev/null | head -c 4000000 | cmp - /tmp/x && echo same
     """
-    options = ["--vhost-user", f"blk={daemon.socket},queues=2", "--transport", "pci"]
+    options = ["--vhost-user", f"blk={daemon.socket}", "--transport", "pci"]
     run = subprocess.Popen(
         [*RUN, *options, "--", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -142,6 +124,48 @@ def test_a_volume_ends_with_its_vm(tmp_path: Path) -> None:
     while helpers():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def processes(text: str) -> list[int]:
+    """Those whose command line holds it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes()
+        except OSError:
+            continue
+        if text.encode() in line and b"storage-daemon\0" in line:
+            found.append(int(entry.parent.name))
+    return found
+
+
+@needs_daemon
+def test_a_qcow2_disk_and_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    base, top = tmp_path / "base.raw", tmp_path / "top.qcow2"
+    data = os.urandom(1 << 20)
+    base.write_bytes(data + bytes(15 << 20))
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", str(top)]
+    subprocess.run(create, check=True)
+    script = """
+        head -c 1048576 /dev/vda | sha256sum; head -c 2000000 /dev/urandom > /tmp/x
+        for i in 1 2 3 4 5 6; do dd if=/tmp/x of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null || echo failed; done
+        echo 3 > /proc/sys/vm/drop_caches
+        dd if=/dev/vda bs=64k skip=6 2>/dev/null | head -c 2000000 | cmp - /tmp/x && echo same
+    """
+    run = subprocess.Popen(
+        [*RUN, "--disk", str(top), "--", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline().split()[0] == hashlib.sha256(data).hexdigest()
+    (daemon,) = processes(str(top))
+    os.kill(daemon, signal.SIGKILL)
+    out, said = run.communicate()
+    assert (out, run.returncode) == ("same\n", 0), said
+    assert "until it is started again" in said
+    assert "serves it again" in said
+    assert processes(str(top)) == []
+    assert base.read_bytes()[: 1 << 20] == data
+    subprocess.run(["qemu-img", "check", "-q", str(top)], check=True)
 
 
 def refuse(*options: str, **environment: str) -> str:

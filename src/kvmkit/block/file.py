@@ -21,15 +21,15 @@ class DiskFile:
 
     A writable one is locked against every other user that locks (flock, and O_EXCL for a block device). `physical` is
     the block size, in bytes, below which the host reads before it writes. `align` is what direct I/O wants of places,
-    lengths and addresses. Raises BadInput in one line.
+    lengths and addresses. `raw`: it is known to be, whatever it holds. Raises BadInput in one line.
     """
 
-    def __init__(self, path: str, *, readonly: bool = False, direct: bool = False) -> None:
+    def __init__(self, path: str, *, readonly: bool = False, direct: bool = False, raw: bool = False) -> None:
         self.path = path
         self.readonly = readonly
         self.fd = self.direct_fd = -1
         try:
-            self._open(direct)
+            self._open(direct, raw)
         except OSError as error:
             self.close()
             raise BadInput(f"disk {path}: {self._explain(error)}") from error
@@ -37,7 +37,7 @@ class DiskFile:
             self.close()
             raise
 
-    def _open(self, direct: bool) -> None:
+    def _open(self, direct: bool, raw: bool) -> None:
         # Not blocking: a path to a FIFO would have us wait for ever.
         flags = (os.O_RDONLY if self.readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
         kind = os.stat(self.path).st_mode
@@ -60,7 +60,8 @@ class DiskFile:
             raise BadInput(f"disk {self.path}: it is empty; make it larger, as with truncate -s 1G {self.path}")
         if self.size % SECTOR:
             raise BadInput(f"disk {self.path}: its {self.size} bytes are not a multiple of {SECTOR}: no raw disk image")
-        self._refuse_formats()
+        if not raw:
+            self._refuse_formats()
         self.physical = self._physical()
         self.align = SECTOR
         if direct:

@@ -14,6 +14,12 @@ SUMMARY = "list CPU models, and what this host can give of them"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = """\
+examples:
+  kvmkit cpu list                        every model, and what kvm and tcg lack of it here
+  kvmkit cpu show host                   what a guest with --cpu host sees
+  kvmkit cpu show EPYC-Rome,-svm --accel kvm
+"""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = verbs.add_parser(
         "list", help="every model, and which features of it this host lacks", description="List CPU models."

@@ -14,12 +14,18 @@ SUMMARY = "check this host: processor, kernel, /dev/kvm, nesting, huge pages, fi
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--root", metavar="DIR", default="/", help="look at a tree of files instead of this system")
-    parser.epilog = "exit status: 0 a VM runs accelerated, 1 only on the software CPU, 2 not at all"
+    parser.epilog = (
+        "examples:\n"
+        "  kvmkit doctor                    one screen; what can be mended has its command below it\n"
+        "  kvmkit doctor --json             for programs\n"
+        "  kvmkit doctor --root /mnt        an installed system that does not run\n\n"
+        "exit status: 0 a VM runs accelerated, 1 only on the software CPU, 2 not at all"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     host = open_host(args.root)
-    report = examine(host, _measure() if host.live else None, _software(), _names() if host.live else None)
+    report = examine(host, _measure() if host.live else None, _software(), vm_names() if host.live else None)
     if args.json:
         print(report.as_json())
     else:
@@ -37,7 +43,7 @@ def open_host(root: str) -> Host:
     return Host(root)
 
 
-def _names() -> dict[int, str]:
+def vm_names() -> dict[int, str]:
     """This user's VMs that run, by their processes."""
     from kvmkit.errors import KvmkitError
     from kvmkit.manager import listing

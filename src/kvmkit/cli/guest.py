@@ -16,7 +16,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "check",
         help="virtio options of this kernel, modules, devices and their drivers",
         description="Check virtio from inside a guest.",
-        epilog="exit status: 0 every virtio device has its driver, 1 one has none, 2 there is no virtio device",
+        epilog="examples:\n"
+        "  kvmkit guest check          inside a guest\n"
+        "  kvmkit guest check web      from outside, in a VM that runs\n\n"
+        "exit status: 0 every virtio device has its driver, 1 one has none, 2 there is no virtio device",
     )
     check.add_argument("--json", action="store_true", help="print the rows as JSON")
     check.add_argument("name", nargs="?", metavar="NAME", help="look into this VM, which runs (default: this system)")

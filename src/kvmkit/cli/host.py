@@ -9,7 +9,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from kvmkit.cli.doctor import open_host
+from kvmkit.cli.doctor import open_host, vm_names
 from kvmkit.errors import HostError
 
 if TYPE_CHECKING:
@@ -29,10 +29,36 @@ TOPICS = {
 }
 
 
+EPILOG = """\
+examples:
+  kvmkit host hugepages status
+  kvmkit host hugepages enable --memory 1G --persist --dry-run    what it would do: commands, and files as a diff
+  sudo kvmkit host hugepages enable --memory 1G --persist         do it, and again after each restart
+  sudo kvmkit host nested enable                                  until the next restart
+  sudo kvmkit host permissions enable --user anna --persist
+  sudo kvmkit host undo                                           take the last command back
+"""
+
+EXAMPLES = {
+    "modules": "  sudo kvmkit host modules enable --persist    modprobe kvm_intel, now and at each start\n",
+    "nested": "  sudo kvmkit host nested enable --persist    reload the module with nested=1; not while VMs run\n",
+    "hugepages": """\
+  sudo kvmkit host hugepages enable --memory 1G              550 pages of 2 MiB, and /dev/hugepages for the group kvm
+  sudo kvmkit host hugepages enable --memory 4G --size 1G    four pages of 1 GiB, at /dev/hugepages1G
+  sudo kvmkit host hugepages enable --memory 1G --node 1     on one NUMA node
+  sudo kvmkit host hugepages disable                         give them back
+""",
+    "permissions": "  sudo kvmkit host permissions enable --user anna    a group for /dev/kvm, anna in it\n",
+}
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     topics = parser.add_subparsers(dest="topic", required=True, metavar="TOPIC")
     for name, text in TOPICS.items():
-        topic = topics.add_parser(name, help=text, description=f"Show or change {text}.")
+        topic = topics.add_parser(
+            name, help=text, description=f"Show or change {text}.", epilog=f"examples:\n{EXAMPLES[name]}"
+        )
         topic.add_argument("action", choices=("status", "enable", "disable"), help="what to do")
         _common(topic)
         topic.add_argument("--persist", action="store_true", help="keep it so after a restart")
@@ -62,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from kvmkit.host.journal import Journal
 
     host = open_host(args.root)
-    context, journal = Context(host), Journal(host)
+    context, journal = Context(host, vm_names() if host.live else None), Journal(host)
     if args.topic == "undo" and args.list:
         for entry in journal.entries:
             print(f"{entry.id}  {entry.time}  {entry.action}")

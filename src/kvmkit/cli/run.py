@@ -36,6 +36,7 @@ examples:
   kvmkit run --disk data.raw -- fdisk -l        a disk of the guest's, /dev/vda; kvmkit help disks
   kvmkit run --net user -- wget -O - http://192.0.2.1/    the network; kvmkit help networks
   kvmkit run --volume .:/work -- ls /work       a directory of the host's, in the guest
+  kvmkit run --disk a.qcow2 -- lsblk            other formats, overlays, nbd://: docs/vhost-user.md
   kvmkit run --detach --name web                a VM in the background, to be kept
   kvmkit run vm.toml                            what a file says
   kvmkit run --transport pci -- ls /sys/bus/pci/devices
@@ -83,10 +84,12 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "guest RAM on huge pages: --hugepages, =2M, =1G or =transparent"
     add("--hugepages", nargs="?", const="default", metavar="SIZE", help=text)
     add("--transport", choices=("mmio", "pci"), help="how the guest finds its devices (default: mmio)")
+    add("--pmem", action="append", metavar="PATH[,ro]", help="a file as persistent memory, /dev/pmem0")
+    add("--input", action="append", metavar="DEVICE", choices=("keyboard", "tablet"), help="keyboard or tablet")
     add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
     text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
     add("--vhost-user", action="append", metavar="DEVICE", help=text)
-    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a raw image or block device"
+    text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a disk image or block device"
     add("--disk", action="append", metavar="DISK", help=text)
     add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
     add("--net", action="append", metavar="NET", help="user, tap=NAME, bridge=NAME, network=NAME, socket=PATH or none")
@@ -119,7 +122,7 @@ def specified(args: argparse.Namespace) -> VmSpec:
     """The VM that options, and the file among them, describe. BadInput for what can't be."""
     from pathlib import Path
 
-    from kvmkit.machine import parse_disk, parse_network, parse_scsi, parse_vhost_user, parse_volume
+    from kvmkit.machine import parse_disk, parse_network, parse_pmem, parse_scsi, parse_vhost_user, parse_volume
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
@@ -135,6 +138,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
         given["networks"] = published(tuple(parse_network(text) for text in args.net or ["user"]), args.publish or [])
     if args.vhost_user:
         given["vhost_user"] = tuple(parse_vhost_user(text) for text in args.vhost_user)
+    if args.pmem:
+        given["pmem"] = tuple(parse_pmem(text) for text in args.pmem)
+    if args.input:
+        given["input"] = tuple(args.input)
     if args.volume:
         given["volumes"] = tuple(parse_volume(text) for text in args.volume)
     if args.rng_limit is not None:

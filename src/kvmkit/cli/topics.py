@@ -75,6 +75,10 @@ Disks (--disk PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,bps=N][,io
   direct        past the host's page cache (O_DIRECT)
   serial=TEXT   what the guest sees in /sys/block/vda/serial
   queues=N      1 to 8; without it one for each vCPU
+  format=F      raw, qcow2, luks, vmdk, vhdx or vdi, where the name (disk.qcow2) does not say it; not raw: served by
+                qemu-storage-daemon, as are nbd://HOST/NAME, iscsi:// and rbd:// (docs/vhost-user.md)
+  backing=PATH  a qcow2 image's base in another directory, which the guest may read
+  key=FILE      holds the passphrase of an encrypted image
   bps=N iops=N  at most so many bytes and requests a second on average, such as bps=20M,iops=500; what may come at once
                 after a rest is bps_burst=N and iops_burst=N, without them what a tenth of a second brings
 
@@ -115,6 +119,7 @@ Networks (--net KIND[=NAME][,mac=ADDRESS][,queues=N][,mtu=N][,bps=N][,iops=N], a
   user            the host's network, by passt and without root: the guest is 10.0.2.15
   tap=NAME        a TAP device of the host's
   bridge=NAME     a bridge of the host's (as root)
+  network=NAME    one of `kvmkit network create NAME` (as root): VMs on it find each other by name
   socket=PATH     a UNIX stream socket, as of passt or QEMU's -netdev stream
   switch=NAME     a switch of your VMs; each has an address of 169.254.0.0/16
   none            no card

@@ -38,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "schema": Verb("kvmkit.cli.schema", "print the JSON schema of a VM's spec"),
     "completion": Verb("kvmkit.cli.completion", "print completion for a shell: bash, zsh or fish"),
     "accel": Verb("kvmkit.cli.accel", "show which engine runs guests here, and why"),
+    "network": Verb("kvmkit.cli.network", "make networks that VMs share: NAT, DHCP, names"),
     "doctor": Verb("kvmkit.cli.doctor", "check this host for running VMs"),
     "host": Verb("kvmkit.cli.host", "set up this host: modules, nested VMs, huge pages, permissions; and undo it"),
     "guest": Verb("kvmkit.cli.guest", "inside a guest: check its virtio drivers and devices"),
@@ -45,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "qemu": Verb("kvmkit.cli.qemu", "run what QEMU's own command line describes"),
     "import": Verb("kvmkit.cli.import_domain", "make a VM's file of libvirt's domain XML"),
     "export": Verb("kvmkit.cli.export", "write a VM as libvirt's XML, QEMU's command line, or TOML", names=True),
+    "serve-device": Verb("kvmkit.cli.serve_device", "offer a device to another VMM, by vhost-user"),
     "bench": Verb("kvmkit.cli.bench", "measure kvmkit beside QEMU"),
     "help": Verb("kvmkit.cli.help", "explain a verb or a topic"),
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from kvmkit.guest.apt import Apt
 from kvmkit.guest.bootstrap import bootstrap, slim
 from kvmkit.guest.cpio import CpioWriter
+from kvmkit.guest.dhcp import USE_LEASE
 from kvmkit.guest.disk import archive, erofs, erofs_read
 from kvmkit.guest.disk.tree import Tree
 from kvmkit.guest.drivers import DEVICES, DISKS, ROOT, TABLE, drivers, root_drivers
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "usr-is-merged", "bash", "coreutils", "apt", "python3", "iproute2", "iputils-ping", "procps", "ca-certificates",
-    "kmod", "less", "e2fsprogs", "netbase",
+    "kmod", "less", "e2fsprogs", "netbase", "udhcpc",
 )  # fmt: skip
 
 _HOSTNAME = "debian"
@@ -60,6 +61,7 @@ def own_files(tree: Tree, hostname: str = _HOSTNAME) -> None:
     tree.file("etc/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode())
     tree.file("etc/profile.d/kvmkit.sh", _PROFILE.encode())
     tree.file("usr/lib/kvmkit/volumes", MOUNT_VOLUMES.encode())
+    tree.file("usr/lib/kvmkit/dhcp", USE_LEASE.encode(), 0o755)
     tree.symlink("etc/mtab", "/proc/self/mounts")
     for name, signal in _POWER.items():
         if tree.get(tree.resolve(f"usr/sbin/{name}".encode())) is None:

@@ -16,6 +16,7 @@ from kvmkit.guest import deb
 from kvmkit.guest.agent_build import compile_agent
 from kvmkit.guest.apt import Apt
 from kvmkit.guest.cpio import CpioWriter
+from kvmkit.guest.dhcp import USE_LEASE
 from kvmkit.guest.drivers import TABLE, drivers
 from kvmkit.guest.modules import ModuleSet
 from kvmkit.guest.progress import Progress
@@ -42,22 +43,6 @@ _ETC = {
     "nsswitch.conf": "hosts: files dns\n",
     "profile": f"export PATH={_PATH}\nexport PS1='\\u@\\h:\\w\\$ '\numask 022\n",
 }
-
-# What busybox's udhcpc has learned, in its environment.
-_DHCP = """\
-#!/bin/sh
-case $1 in
-deconfig) ip addr flush dev $interface; ip link set $interface up ;;
-bound | renew)
-	ip addr replace $ip/${mask:-24} dev $interface
-	[ -z "$mtu" ] || ip link set $interface mtu $mtu
-	for gateway in $router; do ip route replace default via $gateway dev $interface; break; done
-	[ -z "$dns" ] || {
-		[ -z "$domain" ] || echo "search $domain"
-		for server in $dns; do echo "nameserver $server"; done
-	} > /etc/resolv.conf ;;
-esac
-"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +129,7 @@ def _add_base(cpio: CpioWriter, agent: bytes) -> None:
     cpio.character_device("dev/null", 1, 3, 0o666)
     cpio.file("init", agent, 0o755)
     cpio.directory("usr/lib/kvmkit")
-    cpio.file("usr/lib/kvmkit/dhcp", _DHCP.encode(), 0o755)
+    cpio.file("usr/lib/kvmkit/dhcp", USE_LEASE.encode(), 0o755)
     for name, text in _ETC.items():
         cpio.file(f"etc/{name}", text.encode())
 

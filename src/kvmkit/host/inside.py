@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvmkit.host.checks.kernel import MEANING, VIRTIO_OPTIONS
 from kvmkit.host.context import Context
+from kvmkit.host.kernel import Option
 from kvmkit.host.report import Report, Row, State
 from kvmkit.host.system import Host
 
@@ -53,17 +54,34 @@ def check(host: Host) -> Report:
 
 def _options(context: Context) -> Iterator[Row]:
     if not context.config.source:
-        yield Row("config", OPTIONS, "configuration", "unknown", "no /proc/config.gz and no /boot/config-*")
-    for option, _, use in VIRTIO_OPTIONS:
+        text = "no /proc/config.gz and no /boot/config-*: told by /lib/modules"
+        yield Row("config", OPTIONS, "configuration", "unknown", text)
+    for option, module, use in VIRTIO_OPTIONS:
         value = context.config.option(option)
+        if value == "unknown":
+            value = _by_modules(context, module)
         state: State = {"y": "ok", "m": "ok", "missing": "note"}.get(value, "unknown")  # type: ignore[assignment] # a State
         yield Row(f"config.{option}", OPTIONS, option, state, f"{value} ({use})")
+
+
+def _by_modules(context: Context, module: str) -> Option:
+    """The option that makes a module, from the modules there are. One that is not there tells nothing where they are
+    a selection, as in an initramfs."""
+    state = context.modules.state(module)
+    if state == "missing":
+        return "missing" if context.modules.complete else "unknown"
+    if state in ("loaded", "available"):
+        return "m"
+    return "y" if state == "built in" else "unknown"
 
 
 def _modules(context: Context) -> Iterator[Row]:
     core = (("VIRTIO", "virtio", "the bus"), ("VIRTIO", "virtio_ring", "queues"))
     for option, module, use in (*core, *VIRTIO_OPTIONS):
         found = context.modules.state(module)
+        if found == "missing" and not context.modules.complete and context.config.option(option) == "unknown":
+            yield Row(f"module.{module}", MODULES, module, "note", f"not in this system's /lib/modules ({use})")
+            continue
         state: State = "ok" if found in ("loaded", "built in") else "note"
         if found == "unknown":
             value = context.config.option(option)

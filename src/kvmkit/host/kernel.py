@@ -104,6 +104,11 @@ class Modules:
             return "available"
         return "missing" if self.installed and (self.available or self.built_in) else "unknown"
 
+    @property
+    def complete(self) -> bool:
+        """Whether all modules of the kernel are installed: what picks some leaves the list of them all away."""
+        return self.host.exists(f"{self.directory}/modules.order")
+
     def running(self, name: str) -> bool:
         return self.state(name) in ("loaded", "built in")
 

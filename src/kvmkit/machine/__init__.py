@@ -11,6 +11,7 @@ channels (threads), lifecycle, stats.
 from .end import End, EndReason, State
 from .lifecycle import Machine
 from .network import Network, parse_network
+from .pmem import Pmem, parse_pmem
 from .spec import Disk, MachineSpec, ScsiDisk, parse_disk, parse_scsi, parse_size
 from .vhost_user import VhostUser, parse_vhost_user
 from .volume import Volume, parse_volume
@@ -22,12 +23,14 @@ __all__ = [
     "Machine",
     "MachineSpec",
     "Network",
+    "Pmem",
     "ScsiDisk",
     "State",
     "VhostUser",
     "Volume",
     "parse_disk",
     "parse_network",
+    "parse_pmem",
     "parse_scsi",
     "parse_size",
     "parse_vhost_user",

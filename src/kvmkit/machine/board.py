@@ -65,6 +65,7 @@ class Board:
             path=spec.memory_path,
             preallocate=spec.preallocate,
             shared=spec.shares_memory,
+            behind=sum(each.check() for each in spec.pmem),
         )
         try:
             self.ports = AddressSpace("ports")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -53,10 +54,14 @@ def set_disk(machine: Machine, text: str) -> str:
     wanted.check_limits(where)
 
     def change(board: Board) -> str:
+        from kvmkit.virtio.blk import Blk
+
         blk = board.virtio.disks[number]
-        if size:
-            _grow(where, blk, size)
         if size is not None:
+            if not isinstance(blk, Blk):
+                raise BadInput(f"{where}: the size of a disk that is not raw can't be changed while the VM runs")
+            if size:
+                _grow(where, blk, size)
             blk.resize()
         if given:
             wanted.limit(blk)
@@ -78,6 +83,18 @@ def _grow(where: str, blk: Blk, size: int) -> None:
         os.ftruncate(blk.disk.fd, size)
     except OSError as error:
         raise KvmkitError(f"{where}: {error.strerror}") from error
+
+
+def inject(machine: Machine, what: str, events: Sequence[tuple[int, int, int]]) -> bool:
+    """Have its "keyboard" or "tablet" send `events`; False: the guest takes none now."""
+
+    def change(board: Board) -> bool:
+        found = [device for device in board.virtio.inputs if device.what == what]
+        if not found:
+            raise BadInput(f"it has no {what}: give it --input {what} at its start")
+        return found[0].inject(events)
+
+    return machine.change(change)
 
 
 def set_rng(machine: Machine, text: str) -> str:

@@ -10,7 +10,7 @@ from kvmkit.errors import BadInput
 from kvmkit.machine.limits import KEYS, Limits, parse_limit
 
 
-class Network(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Network(Limits, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A network card, and what it is connected to.
 
     "user": the host's own network, by passt. "tap" and "bridge": that interface of the host's. "network": one that
@@ -28,6 +28,8 @@ class Network(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mtu: int = 0
     loopback: bool = False
     """With "user": the host's loopback address is to be reached at the gateway's."""
+    optional: bool = False
+    """Nobody asked for it: nothing is said when the guest does not use it."""
     publish: tuple[str, ...] = ()
     """With "user": ports of the host's that lead to the guest, as [ADDRESS:]PORT:GUEST-PORT[/udp]."""
 

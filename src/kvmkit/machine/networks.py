@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvmkit.errors import BadInput, HostError
+from kvmkit.errors import BadInput, HostError, KvmkitError
 
 if TYPE_CHECKING:
     from kvmkit.machine.network import Network
     from kvmkit.net.backend import Backend
+    from kvmkit.net.passt import Passt
     from kvmkit.net.policy import FramePolicy
     from kvmkit.virtio.net import Net
 
 MAC_PREFIX = "52:6b"
 """Locally administered; the rest is random."""
+MOST_STARTS = 20
+RESTART_SECONDS = 0.2
+"""Between the end of a passt and the start of the next, so that one that can't work costs little."""
 
 
 def default_mac() -> str:
@@ -52,32 +57,69 @@ class Connection:
 
         def tell(why: str) -> None:
             if log is not None:
-                log(f"{card.name}: the guest has no network any more: {self.reason() or why}")
+                log(f"{card.name}: the guest has no network any more: {why}")
 
         return tell
-
-    def reason(self) -> str:
-        return ""
 
     def close(self) -> None: ...
 
 
 class UserConnection(Connection):
-    """By passt, which ends with it."""
+    """By passt, which ends with it, and is started again when it ends before that."""
 
     def __init__(self, network: Network) -> None:
-        from kvmkit.net.options import parse_publish
-        from kvmkit.net.passt import MTU, Passt
+        from kvmkit.net.passt import MTU
         from kvmkit.net.stream import StreamBackend
 
-        self.passt = Passt([parse_publish(text) for text in network.publish], loopback=network.loopback)
+        self._network = network
+        self._over = threading.Event()
+        self._restarting: threading.Thread | None = None
+        self._starts = 1
+        self.passt = self._start()
         super().__init__(StreamBackend(self.passt.socket, "passt"), MTU)
-        self.passt.introduce(bytes.fromhex(network.mac.replace(":", "")))
 
-    def reason(self) -> str:
-        return f"passt ended: {self.passt.why()}" if self.passt.why() else ""
+    def _start(self) -> Passt:
+        from kvmkit.net.options import parse_mac, parse_publish
+        from kvmkit.net.passt import Passt
+
+        network = self._network
+        started = Passt([parse_publish(text) for text in network.publish], loopback=network.loopback)
+        started.introduce(parse_mac(network.mac))
+        return started
+
+    def lost(self, card: Net, log: Callable[[str], None] | None) -> Callable[[str], None]:
+        def tell(why: str) -> None:
+            self._restarting = threading.Thread(target=self._again, args=(card, log, why), name="passt", daemon=True)
+            self._restarting.start()
+
+        return tell
+
+    def _again(self, card: Net, log: Callable[[str], None] | None, why: str) -> None:
+        """On a thread of its own: a lane waits for nothing."""
+        from kvmkit.net.stream import StreamBackend
+
+        said = self.passt.why()
+        told = f"{card.name}: passt ended{f' ({said})' if said else ''}"
+        self.passt.close()
+        if self._starts == MOST_STARTS or self._over.wait(RESTART_SECONDS):
+            if log is not None and not self._over.is_set():
+                log(f"{told}; the guest has no network any more")
+            return
+        self._starts += 1
+        try:
+            self.passt = self._start()
+        except (KvmkitError, OSError) as error:
+            if log is not None:
+                log(f"{told}, and {error}; the guest has no network any more")
+            return
+        if log is not None:
+            log(f"{told}; it is started again, without the connections it had")
+        card.replace_backend(StreamBackend(self.passt.socket, "passt"))
 
     def close(self) -> None:
+        self._over.set()
+        if self._restarting is not None:
+            self._restarting.join()
         self.passt.close()
 
 

@@ -8,9 +8,11 @@ from typing import Literal
 
 import msgspec
 
+from kvmkit.block.formats import FORMATS
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import KEYS, Limits, parse_limit
 from kvmkit.machine.network import Network
+from kvmkit.machine.pmem import MOST_PMEM, Pmem
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import MOST_VOLUMES, Volume
 
@@ -25,7 +27,11 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.AS
 
 
 class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A raw image file or a block device, by virtio-blk. `queues` 0: one for each vCPU, up to 8."""
+    """A disk image or a block device, by virtio-blk. `queues` 0: one for each vCPU, up to 8.
+
+    What is not raw, and nbd://, iscsi:// and rbd:// instead of a path, goes by qemu-storage-daemon. `backing` is a base
+    in another directory that a qcow2 image may have, `key` a file with the passphrase of an encrypted one.
+    """
 
     path: str
     readonly: bool = False
@@ -35,6 +41,25 @@ class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queues: int = 0
     snapshot: bool = False
     """Changes go to a copy, and with the machine."""
+    format: Literal["", "raw", "qcow2", "luks", "vmdk", "vhdx", "vdi"] = ""
+    backing: str = ""
+    key: str = ""
+
+    @property
+    def served(self) -> bool:
+        """Whether another process serves it. Raises BadInput when its name and what it holds disagree."""
+        from kvmkit.block import formats
+
+        return bool(formats.remote(self.path)) or formats.decide(self.path, self.format) != "raw"
+
+    def _check_served(self) -> None:
+        from kvmkit.block.formats import decide
+        from kvmkit.vhost_user import storage
+
+        if self.serial or self.snapshot:
+            what = "snapshot" if self.snapshot else "serial"
+            raise BadInput(f"--disk {self.path}: {what}: is for raw disks")
+        storage.check(self.path, decide(self.path, self.format), key=self.key, backing=self.backing)
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
@@ -45,7 +70,13 @@ class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if len(self.serial.encode()) > 20:
             raise BadInput(f"--disk {self.path}: serial={self.serial}: a serial number has up to 20 bytes")
         self.check_limits(f"--disk {self.path}")
-        DiskFile(self.path, readonly=self.readonly or self.snapshot, direct=self.direct).close()
+        if self.served:
+            self._check_served()
+            return
+        if self.backing or self.key:
+            raise BadInput(f"--disk {self.path}: backing= and key= are for disks that are not raw")
+        raw = self.format == "raw"
+        DiskFile(self.path, readonly=self.readonly or self.snapshot, direct=self.direct, raw=raw).close()
 
 
 class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,6 +156,9 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     networks: tuple[Network, ...] = ()
     policy: str = ""
     """What the guest may send; see net/policy.py."""
+    pmem: tuple[Pmem, ...] = ()
+    """Files that are the guest's persistent memory."""
+    input: tuple[Literal["keyboard", "tablet"], ...] = ()
     vhost_user: tuple[VhostUser, ...] = ()
     """Devices that other processes serve."""
     volumes: tuple[Volume, ...] = ()
@@ -155,7 +189,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def shares_memory(self) -> bool:
         """Whether other processes are to map guest RAM."""
-        return bool(self.vhost_user or self.volumes)
+        return bool(self.vhost_user or self.volumes) or any(disk.served for disk in self.disks)
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be. Engine, model and files are looked at when they are used."""
@@ -171,6 +205,10 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self._check_disks()
         for network in self.networks:
             network.check()
+        for pmem in self.pmem:
+            pmem.check()
+        if len(self.pmem) > MOST_PMEM:
+            raise BadInput(f"--pmem: given {len(self.pmem)} times; {MOST_PMEM} can be")
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:
@@ -195,6 +233,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         units: tuple[Disk | ScsiDisk, ...] = (*self.disks, *self.scsi)
         for disk in units:
             disk.check()
+            if "://" in disk.path and not os.path.exists(disk.path):
+                continue
             found = os.stat(disk.path)
             key = (found.st_dev, found.st_ino)
             readonly = disk.readonly or disk.snapshot or (isinstance(disk, ScsiDisk) and disk.cdrom)
@@ -204,9 +244,9 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def parse_disk(text: str) -> Disk:
-    """A Disk of PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,bps=N][,iops=N][,bps_burst=N][,iops_burst=N].
+    """A Disk of PATH[,ro][,snapshot][,direct][,serial=TEXT][,queues=N][,format=F][,backing=PATH][,key=FILE][,LIMIT]...
 
-    A comma in PATH is written twice. Raises BadInput.
+    A limit is bps=N, iops=N, bps_burst=N or iops_burst=N. A comma in PATH is written twice. Raises BadInput.
     """
     path, options = path_and_options("--disk", text)
     given: dict[str, str | float | bool] = {}
@@ -214,7 +254,7 @@ def parse_disk(text: str) -> Disk:
         key, _equals, value = option.partition("=")
         if option in ("ro", "direct", "snapshot"):
             given["readonly" if option == "ro" else option] = True
-        elif key == "serial" and value:
+        elif (key in ("serial", "backing", "key") and value) or (key == "format" and value in FORMATS):
             given[key] = value
         elif key == "queues" and value.isascii() and value.isdigit() and 0 < int(value[:9]) <= MAX_DISK_QUEUES:
             given[key] = int(value)
@@ -223,6 +263,7 @@ def parse_disk(text: str) -> Disk:
         else:
             limits = ", ".join(f"{each}=N" for each in KEYS)
             known = f"ro, snapshot, direct, serial=TEXT, queues=1..{MAX_DISK_QUEUES}, {limits}"
+            known += f", format={'|'.join(FORMATS)}, backing=PATH, key=FILE"
             raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
     return msgspec.convert({"path": path, **given}, Disk)
 

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
     from kvmkit.boot.acpi import MmioDevice
     from kvmkit.machine.scsi import ScsiAdapter
-    from kvmkit.machine.spec import MachineSpec
+    from kvmkit.machine.spec import Disk, MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
     from kvmkit.virtio.blk import Blk
     from kvmkit.virtio.device import VirtioDevice
+    from kvmkit.virtio.input import Input
     from kvmkit.virtio.mmio import MmioTransport
     from kvmkit.virtio.net import Net
     from kvmkit.virtio.pci import PciTransport
+    from kvmkit.virtio.vhost_user.device import VhostUserDevice
     from kvmkit.virtio.vsock import Vsock
 
 PCI_DRIVER = "CONFIG_VIRTIO_PCI (virtio_pci)"
@@ -31,7 +33,7 @@ class VirtioDevices:
     """Made before the vCPUs; `close` after them and before the VM. A machine without such devices loads none of it."""
 
     devices: list[VirtioDevice]
-    disks: list[Blk]
+    disks: list[Blk | VhostUserDevice]
     networks: list[Net]
     scsi: ScsiAdapter | None
     """The SCSI adapter, if there is one."""
@@ -47,6 +49,7 @@ class VirtioDevices:
     ) -> None:
         self.devices = []
         self.disks = []
+        self.inputs: list[Input] = []
         self.networks = []
         self._closers: list[Callable[[], None]] = []
         self.scsi = None
@@ -59,6 +62,7 @@ class VirtioDevices:
             self._add_disks(spec)
             self._add_scsi(spec)
             self._add_networks(spec)
+            self._add_pmem(spec)
             self._add_vhost_user(spec)
             if spec.rng:
                 from kvmkit.virtio.rng import Rng
@@ -84,7 +88,10 @@ class VirtioDevices:
         from kvmkit.virtio.blk import Blk
 
         for number, disk in enumerate(spec.disks):
-            file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct)
+            if disk.served:
+                self._add_served_disk(disk, disk.queues or 1)  # with one queue, nothing is lost with the daemon
+                continue
+            file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct, raw=disk.format == "raw")
             try:
                 blk = Blk(
                     self._memory,
@@ -100,6 +107,29 @@ class VirtioDevices:
                 raise
             self.disks.append(blk)
             self._add(blk)
+
+    def _add_served_disk(self, disk: Disk, queues: int) -> None:
+        from kvmkit.block.formats import decide
+        from kvmkit.vhost_user import storage
+        from kvmkit.virtio.vhost_user.device import VhostUserDevice
+        from kvmkit.virtio.vhost_user.kinds import blk
+
+        daemon = storage.make(
+            disk.path,
+            decide(disk.path, disk.format),
+            queues=queues,
+            readonly=disk.readonly,
+            direct=disk.direct,
+            key=disk.key,
+            backing=disk.backing,
+        )
+        name = f"disk {disk.path}"
+        device = VhostUserDevice(
+            self._memory, blk(queues), name, name=name, queues=queues, daemon=daemon, log=self._log
+        )
+        disk.limit(device)
+        self.disks.append(device)
+        self._add(device)
 
     def _add_scsi(self, spec: MachineSpec) -> None:
         if not spec.scsi:
@@ -136,7 +166,25 @@ class VirtioDevices:
             card.set_policy(policy_of(network, spec.policy))
             card.lost = connection.lost(card, self._log)
             self.networks.append(card)
+            self._optional.append(card if network.optional else None)
             self._add(card)
+
+    def _add_pmem(self, spec: MachineSpec) -> None:
+        for one in spec.pmem:
+            from kvmkit.virtio.pmem import Pmem, open_file
+
+            file = open_file(one.path, readonly=one.readonly)
+            try:
+                pmem = Pmem(self._memory, file, name=f"pmem {one.path}", log=self._log)
+            except BaseException:
+                file.close()
+                raise
+            self._add(pmem)
+        for what in spec.input:
+            from kvmkit.virtio.input import Input
+
+            self.inputs.append(Input(self._memory, what, log=self._log))
+            self._add(self.inputs[-1])
 
     def _add_vhost_user(self, spec: MachineSpec) -> None:
         for one in spec.vhost_user:

@@ -34,11 +34,11 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """One network card and what it hangs on: `user` (no privileges), a TAP device, a bridge."""
+    """One network card and what it hangs on: `user` (no privileges), a TAP device, a bridge, a UNIX stream socket."""
 
-    kind: Literal["user", "tap", "bridge"]
+    kind: Literal["user", "tap", "bridge", "stream"]
     interface: str = ""
-    """The TAP device or the bridge; '' lets one be made."""
+    """The TAP device or the bridge ('' lets one be made), or the socket's path."""
     mac: str = ""
     forwards: tuple[Forward, ...] = ()
     restrict: bool = False

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from kvmkit.machine import spec as machine
+from kvmkit.machine.network import Network
+from kvmkit.manager import networking
 from kvmkit.manager.description import Description, Disk
+from kvmkit.net import passt
 
 
 def lacking(description: Description) -> list[str]:
@@ -17,8 +21,7 @@ def _lacking(description: Description) -> Iterator[str]:
     yield from _start_lacks(description)
     for disk in description.disks:
         yield from _disk_lacks(disk)
-    for network in description.networks:
-        yield f"the {network.kind} network"
+    yield from _networks_lack(description)
     if len(description.serials) > 1:
         yield "more than one serial port; nearest: one -serial"
     if description.display == "vnc":
@@ -28,11 +31,22 @@ def _lacking(description: Description) -> Iterator[str]:
     for device in description.input:
         yield f"a {device}; nearest: the serial console, by -nographic"
     if description.balloon:
-        yield "virtio-balloon"
-    if description.vsock is not None:
-        yield "virtio-vsock"
+        yield "virtio-balloon; nearest: the guest keeps its memory without one"
     if description.daemonize and any(serial.kind == "stdio" for serial in description.serials):
         yield "a serial port on this terminal with -daemonize; nearest: -display none (`kvmkit console` shows it)"
+
+
+def _networks_lack(description: Description) -> Iterator[str]:
+    restricted = {network.restrict for network in description.networks}
+    if len(restricted) > 1:
+        yield "restrict=on beside another network; nearest: on each of them"
+    for network in description.networks:
+        for forward in network.forwards:
+            if forward.guest_address not in ("", passt.ADDRESS):
+                told = f"hostfwd to {forward.guest_address}"
+                yield f"{told}; nearest: none, as the guest is {passt.ADDRESS}"
+            if ":" in forward.host_address:
+                yield f"hostfwd from {forward.host_address}; nearest: an IPv4 address"
 
 
 def _start_lacks(description: Description) -> Iterator[str]:
@@ -127,11 +141,31 @@ def fitted_disks(description: Description) -> tuple[tuple[machine.Disk, ...], tu
     return tuple(disks), tuple(scsi)
 
 
+LOCAL = "allow=10.0.2.0/24"
+"""What `restrict=on` is: the guest reaches the network's own addresses, and those who come by a forwarded port."""
+
+
+def fitted_networks(description: Description) -> tuple[tuple[Network, ...], str]:
+    """(the cards, the policy for what the guest may send)."""
+    if not description.networks:
+        return networking.default() if description.defaults else (), ""
+    found = []
+    for each in description.networks:
+        kind: Literal["user", "tap", "bridge", "socket"] = "socket" if each.kind == "stream" else each.kind
+        ports = (
+            f"{forward.host_address or '0.0.0.0'}:{forward.host_port}:{forward.guest_port}/{forward.protocol}"
+            for forward in each.forwards
+        )
+        name = each.interface or ("kvmkit%d" if kind == "tap" else "")
+        found.append(Network(kind=kind, name="" if kind == "user" else name, mac=each.mac, publish=tuple(ports)))
+    return tuple(found), LOCAL if any(each.restrict for each in description.networks) else ""
+
+
 def unasked(description: Description) -> list[str]:
     """What QEMU would have given without being asked and our machine does not: worth a word, no reason to stop."""
     found = []
-    if description.defaults and not description.networks:
-        found.append("QEMU would have given the guest a network card; this machine has none")
+    if description.defaults and not description.networks and not networking.default():
+        found.append("QEMU would have given the guest a network; here that needs: sudo apt-get install passt")
     if not description.one_socket:
         found.append(f"the guest sees its {description.cpus} CPUs as cores of one socket")
     for disk in description.disks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -10,7 +11,7 @@ from xml.parsers import expat
 import msgspec
 
 from kvmkit.errors import BadInput
-from kvmkit.manager.description import Description, Disk, Firmware, Memory, Network, Serial
+from kvmkit.manager.description import Description, Disk, Firmware, Forward, Memory, Network, Serial
 
 MOST_XML = 4 << 20  # bytes; a domain is a few KiB
 LARGEST = 1 << 52
@@ -319,7 +320,8 @@ class _Reader:
         )
         address = "" if mac is None else mac.get("address", "")
         if kind == "user":
-            self.networks.append(Network(kind="user", mac=address))
+            forwards = tuple(_forwards(element))
+            self.networks.append(Network(kind="user", mac=address, forwards=forwards))
         elif kind == "bridge" and source is not None:
             self.networks.append(Network(kind="bridge", interface=source.get("bridge", ""), mac=address))
         elif kind == "ethernet" and target is not None:
@@ -329,7 +331,7 @@ class _Reader:
             return
         for part in element:
             other_card = part.tag == "model" and not part.get("type", "virtio").startswith("virtio")
-            if other_card or part.tag not in ("source", "target", "mac", "model", "address", "alias", "driver"):
+            if other_card or part.tag not in _INTERFACE:
                 self.leave_out(part, "devices/interface")
 
     def _serial(self, element: ElementTree.Element) -> None:
@@ -408,3 +410,28 @@ def _bus(name: str) -> str:
 def _index(boot: ElementTree.Element | None) -> int | None:
     text = "" if boot is None else boot.get("order", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None
+
+
+_INTERFACE = ("source", "target", "mac", "model", "address", "alias", "driver", "backend", "portForward")
+
+
+def _forwards(interface: ElementTree.Element) -> Iterator[Forward]:
+    """Ports of a user network by passt. A range counts up on both sides."""
+    for part in interface.findall("portForward"):
+        protocol: Literal["tcp", "udp"] = "udp" if part.get("proto") == "udp" else "tcp"
+        for ports in part.findall("range"):
+            start, end = ports.get("start", ""), ports.get("end", ports.get("start", ""))
+            to = ports.get("to", start)
+            if not all(text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536 for text in (start, end, to)):
+                raise BadInput(f"portForward: {start} to {to}: no ports")
+            for offset in range(min(int(end) - int(start) + 1, MOST_FORWARDS)):
+                yield Forward(
+                    protocol=protocol,
+                    host_address=part.get("address", ""),
+                    host_port=int(start) + offset,
+                    guest_address="",
+                    guest_port=int(to) + offset,
+                )
+
+
+MOST_FORWARDS = 1024

@@ -154,7 +154,9 @@ def _letters(number: int) -> str:
 
 
 def _network(devices: Element, network: Network) -> list[str]:
-    kind = {"user": "user", "bridge": "bridge", "tap": "ethernet"}[network.kind]
+    kind = {"user": "user", "bridge": "bridge", "tap": "ethernet", "stream": ""}[network.kind]
+    if not kind:
+        return [f"a network card on the socket {network.interface}"]
     element = SubElement(devices, "interface", type=kind)
     if network.mac:
         SubElement(element, "mac", address=network.mac)
@@ -163,8 +165,14 @@ def _network(devices: Element, network: Network) -> list[str]:
     elif network.kind == "tap" and network.interface:
         SubElement(element, "target", dev=network.interface, managed="no")
     SubElement(element, "model", type="virtio")
-    left = [f"port {f.protocol} {f.host_port} forwarded to {f.guest_port}" for f in network.forwards]
-    return left + (["restrict=on of the user network"] if network.restrict else [])
+    if network.forwards:
+        SubElement(element, "backend", type="passt")
+    for each in network.forwards:
+        ports = SubElement(element, "portForward", proto=each.protocol)
+        if each.host_address not in ("", "0.0.0.0"):
+            ports.set("address", each.host_address)
+        SubElement(ports, "range", start=str(each.host_port), to=str(each.guest_port))
+    return ["restrict=on of the user network"] if network.restrict else []
 
 
 def _rest(devices: Element, description: Description) -> None:

@@ -23,6 +23,9 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     every: float | None = None
     changes: list[tuple[str, str]] = []
     """For `set`: what, and its new value as the user wrote it."""
+    events: list[tuple[int, int, int]] = []
+    """For `input`, with the device in `device`: type, code and value of each."""
+    device: str = ""
     unit: ScsiDisk | None = None
     """For `attach`."""
     target: int = -1

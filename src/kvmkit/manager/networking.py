@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kvmkit.errors import BadInput
+from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.machine.network import Network
 from kvmkit.machine.networks import default_mac, next_mac
 
@@ -40,7 +40,7 @@ def default() -> tuple[Network, ...]:
     """Where nothing was said: one by passt, where that is installed and the host has a network."""
     from kvmkit.net import passt
 
-    return (Network(kind="user"),) if passt.find() is not None and has_route() else ()
+    return (Network(kind="user", optional=True),) if passt.find() is not None and has_route() else ()
 
 
 def has_route() -> bool:
@@ -85,7 +85,33 @@ def address(network: Network) -> Address | None:
         # Link-local (RFC 3927), so that VMs meet without being told; from the card's own address, as nobody deals.
         last = bytes.fromhex(network.mac.replace(":", ""))
         return Address(f"169.254.{1 + last[4] % 254}.{1 + last[5] % 254}", 16)
+    if network.kind == "network" and network.mac:
+        from kvmkit.net.lan import state
+
+        lan = state.need(network.name)
+        return Address(state.lease(network.name, network.mac).address, lan.network.prefixlen, lan.gateway, lan.gateway)
     return None
+
+
+def announce(networks: Sequence[Network], vm: str) -> None:
+    """Have the others on its networks find a VM by its name."""
+    for each in networks:
+        if each.kind == "network":
+            from kvmkit.net.lan import state
+
+            state.announce(each.name, each.mac, vm)
+
+
+def release(networks: Sequence[Network]) -> None:
+    """Give its addresses back."""
+    for each in networks:
+        if each.kind == "network":
+            from kvmkit.net.lan import state
+
+            try:
+                state.release(each.name, each.mac)
+            except (OSError, KvmkitError):
+                pass  # the network has gone before
 
 
 def parameters(networks: Sequence[Network]) -> list[str]:

@@ -252,7 +252,12 @@ def _network(kind: str, pairs: Pairs) -> Network:
     if kind == "bridge":
         pairs.ignore("helper")
         return Network(kind="bridge", interface=pairs.get("br", "br0"))
-    raise refuse(f"-netdev {kind}", "it has user, tap and bridge")
+    if kind == "stream":
+        if pairs.get("addr.type", "unix") != "unix" or pairs.flag("server"):
+            raise refuse("-netdev stream", "it connects to a UNIX socket: server=off,addr.type=unix,addr.path=PATH")
+        pairs.ignore("reconnect", "reconnect-ms")
+        return Network(kind="stream", interface=pairs.need("addr.path"))
+    raise refuse(f"-netdev {kind}", "it has user, tap, bridge and stream")
 
 
 def _forward(text: str) -> Forward:

@@ -94,6 +94,8 @@ def _network(index: int, network: Network) -> list[str]:
         text += ",script=no,downscript=no"
     elif network.kind == "bridge":
         text += f",br={_comma(network.interface)}" if network.interface else ""
+    elif network.kind == "stream":
+        text += f",server=off,addr.type=unix,addr.path={_comma(network.interface)}"
     text += "".join(f",hostfwd={_forward(forward)}" for forward in network.forwards)
     text += ",restrict=on" if network.restrict else ""
     device = f"virtio-net-pci,netdev=net{index}{f',mac={network.mac}' if network.mac else ''}"

@@ -13,6 +13,7 @@ from msgspec import Meta
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network
+from kvmkit.machine.pmem import Pmem
 from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
@@ -63,6 +64,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     ] = None
     policy: Annotated[str, Meta(description="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")] = ""
     mac: Annotated[str, Meta(description="the first card's address; none: one is chosen when the VM is made")] = ""
+    pmem: Annotated[tuple[Pmem, ...], Meta(description="files as the guest's persistent memory")] = ()
+    input: Annotated[tuple[Literal["keyboard", "tablet"], ...], Meta(description="keyboards and tablets")] = ()
     vhost_user: Annotated[tuple[VhostUser, ...], Meta(description="devices that other processes serve")] = ()
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
@@ -126,6 +129,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         for network in self.networks or ():
             network.check()
         networking.check(self.networks, self.policy, self.mac)
+        for pmem in self.pmem:
+            pmem.check()
         for device in self.vhost_user:
             device.check()
         for volume in self.volumes:
@@ -185,9 +190,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
-            disks=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.disks),
+            disks=tuple(_whole(disk, base) for disk in self.disks),
             networks=None if self.networks is None else tuple(_absolute(each, base) for each in self.networks),
             scsi=tuple(msgspec.structs.replace(disk, path=os.path.join(base, disk.path)) for disk in self.scsi),
+            pmem=tuple(msgspec.structs.replace(one, path=os.path.join(base, one.path)) for one in self.pmem),
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
@@ -260,6 +266,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             scsi=self.scsi,
             networks=networks,
             policy=self.policy,
+            pmem=self.pmem,
+            input=self.input,
             vhost_user=self.vhost_user,
             volumes=self.volumes,
             rng=self.rng,
@@ -272,6 +280,17 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         )
         spec.check()
         return spec
+
+
+def _whole(disk: Disk, base: Path) -> Disk:
+    from kvmkit.block.formats import whole_path
+
+    return msgspec.structs.replace(
+        disk,
+        path=whole_path(str(base), disk.path),
+        backing=os.path.join(base, disk.backing) if disk.backing else "",
+        key=os.path.join(base, disk.key) if disk.key else "",
+    )
 
 
 def _absolute(network: Network, base: Path) -> Network:

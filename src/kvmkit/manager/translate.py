@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 
 from kvmkit.errors import BadInput
-from kvmkit.manager.description import MIB, Description, Disk, Firmware, Memory, Serial
-from kvmkit.manager.fit import boot_order, fitted_disks
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.networks import next_mac
+from kvmkit.manager.description import MIB, Description, Disk, Firmware, Forward, Memory, Network, Serial
+from kvmkit.manager.fit import LOCAL, boot_order, fitted_disks, fitted_networks
 from kvmkit.manager.spec import VmSpec
+from kvmkit.net.options import parse_publish
 
 
 def to_spec(description: Description) -> VmSpec:
     """The VM that a description asks for; `kvmkit.manager.fit.lacking` names what of it is left out."""
     disks, scsi = fitted_disks(description)
+    networks, policy = fitted_networks(description)
     transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
     size = description.memory.size
     firmware = "" if description.kernel else description.firmware.bios or "bios"
@@ -36,7 +41,10 @@ def to_spec(description: Description) -> VmSpec:
         transport=transport,
         disks=disks,
         scsi=scsi,
+        networks=networks,
+        policy=policy,
         rng=description.rng,
+        vsock=description.vsock,
         console=True,
         serial=_serial(description),
         pidfile=description.pidfile,
@@ -70,6 +78,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         left.append(f"the command {' '.join(spec.command)}: it is for kvmkit's agent")
     if spec.timeout is not None:
         left.append(f"timeout {spec.timeout:g}")
+    left += _ours_alone(spec)
     cpu = spec.cpu if spec.nested is None else f"{spec.cpu},{'+' if spec.nested else '-'}svm"
     disks = [
         Disk(
@@ -118,15 +127,62 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         append=spec.append or "",
         firmware=Firmware(bios=spec.firmware if spec.firmware != "bios" else ""),
         disks=tuple(disks),
+        networks=_networks(spec, left),
         defaults=False,
         serials=_serials(spec),
         pidfile=spec.pidfile,
         display="none",
         rng=spec.rng,
+        vsock=spec.vsock if spec.vsock not in (None, True, False) else None,
         debug_exit=spec.debug_exit,
         reboot=spec.reboot,
     )
     return description, left
+
+
+def _networks(spec: VmSpec, left: list[str]) -> tuple[Network, ...]:
+    found = []
+    for number, card in enumerate(spec.networks or ()):
+        mac = card.mac or (next_mac(spec.mac, number) if spec.mac else "")
+        if card.kind == "network" or card.kind == "switch" or card.kind == "none":
+            left.append(f"the network {card.kind}={card.name}: only kvmkit has it")
+            continue
+        kind: Literal["user", "tap", "bridge", "stream"] = "stream" if card.kind == "socket" else card.kind
+        ports = [parse_publish(text) for text in card.publish]
+        forwards = tuple(
+            Forward(
+                protocol="udp" if each.protocol == "udp" else "tcp",
+                host_address=each.address,
+                host_port=each.port,
+                guest_address="",
+                guest_port=each.guest_port,
+            )
+            for each in ports
+        )
+        restrict = spec.policy == LOCAL and kind == "user"
+        found.append(Network(kind=kind, interface=card.name, mac=mac, forwards=forwards, restrict=restrict))
+        if card.limited:
+            left.append(f"the rate limit of a network card: {card.told()}")
+    if spec.policy not in ("", "all") and not (found and all(each.restrict for each in found)):
+        left.append(f"the policy {spec.policy}")
+    return tuple(found)
+
+
+def _ours_alone(spec: VmSpec) -> Iterator[str]:
+    """What of a VM neither QEMU's words nor libvirt's XML, as they are written here, can hold."""
+    if spec.vsock is True:
+        yield "vsock: name the guest's CID"
+    for device in spec.vhost_user:
+        yield f"the vhost-user device at {device.socket}"
+    for volume in spec.volumes:
+        yield f"the volume {volume.host}"
+    for disk in spec.disks:
+        if any(getattr(disk, name) for name in Limits.__struct_fields__):
+            yield f"the rate limits of {disk.path}"
+        if disk.queues:
+            yield f"queues={disk.queues} of {disk.path}"
+    if spec.rng_limits != Limits():
+        yield "the rate limits of rng"
 
 
 def _serials(spec: VmSpec) -> tuple[Serial, ...]:

@@ -145,6 +145,31 @@ class VM:
         answer = control.ask(self._home, "set", changes=list(changes.items()))
         return tuple(str(line) for line in answer["now"])
 
+    def type_text(self, text: str) -> bool:
+        """Type on its keyboard (`input=["keyboard"]`), as on a US one. False: the guest takes no keys now."""
+        from kvmkit.virtio.input import typed
+
+        return self._input("keyboard", typed(text))
+
+    def press(self, *keys: str) -> bool:
+        """Press keys together, such as press("ctrl", "alt", "delete"). False: the guest takes no keys now."""
+        from kvmkit.virtio.input import press
+
+        return self._input("keyboard", press(*keys))
+
+    def point(self, x: float, y: float, click: str = "") -> bool:
+        """Put its tablet's pointer to a place, from 0 (left, top) to 1, and perhaps click "left", "right" or "middle".
+
+        False: the guest takes no events now.
+        """
+        from kvmkit.virtio.input import button, move
+
+        events = move(x, y)
+        return self._input("tablet", [*events, *button(click, True), *button(click, False)] if click else events)
+
+    def _input(self, device: str, events: Sequence[tuple[int, int, int]]) -> bool:
+        return bool(control.ask(self._home, "input", device=device, events=[*events])["taken"])
+
     def attach_scsi(
         self, path: str | os.PathLike[str], *, readonly: bool = False, cdrom: bool = False, serial: str = ""
     ) -> int:

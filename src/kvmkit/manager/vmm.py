@@ -79,6 +79,7 @@ class Vmm:
                 spec, console_in=self._keys, console_copy=self.tap, warn=self._tell, started_ns=started_ns
             )
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
+            networking.announce(spec.networks, home.current_name())
         except BaseException as error:
             self._not_started(error)
             raise
@@ -157,7 +158,9 @@ class Vmm:
             self.noted.state = "stopping"
         if self._agent_socket is not None:
             self._agent_socket.close()
+        networks = self.machine.spec.networks
         self.machine.close()
+        networking.release(networks)
         self.noted.ended = ended
         self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
         self.server.finish(
@@ -286,7 +289,19 @@ class Vmm:
             "exits": report.exits,
             "console_readers": self.tap.readers,
             "boots": self.machine.boots,
+            "networks": self._cards(),
         }
+
+    def _cards(self) -> list[dict[str, Any]]:
+        """Its network cards: what went each way, by queue pair."""
+        try:
+            cards = self.machine.board.virtio.networks
+        except KvmkitError:
+            return []
+        return [
+            {"name": card.name, "mac": card.mac.hex(":"), "link": bool(card.link), "pairs": card.counters()}
+            for card in cards
+        ]
 
     def _check_agent(self) -> None:
         if not self.with_agent:
@@ -326,6 +341,11 @@ class Vmm:
                 self.pause()
             case "resume":
                 self.resume()
+            case "input":
+                from kvmkit.machine.changes import inject
+
+                peer.say({"ok": True, "taken": inject(self.machine, request.device, request.events)})
+                return None
             case "set" | "attach" | "detach":
                 peer.say({"ok": True, **self.change(request)})
                 return None

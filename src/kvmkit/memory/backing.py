@@ -23,17 +23,20 @@ CHOICES = ("default", *SIZES, "transparent")
 
 
 def allocate(
-    size: int, *, hugepages: str = "", path: str = "", preallocate: bool = False, shared: bool = False
+    size: int, *, hugepages: str = "", path: str = "", preallocate: bool = False, shared: bool = False, behind: int = 0
 ) -> GuestMemory:
     """Guest RAM of `size` bytes. `hugepages`: '' or one of CHOICES; `path`: a directory (of hugetlbfs, as a rule) or a
-    file to take it from; `shared`: other processes are to map it. Raises BadInput or HostError, in a line, when it
+    file to take it from; `shared`: other processes are to map it; `behind`: bytes of files that are to
+    stand behind it. Raises BadInput or HostError, in a line, when it
     can't be had."""
+    if behind and (path or hugepages not in ("", "transparent")):
+        raise BadInput("--pmem goes with RAM of ordinary pages: leave the huge pages away")
     if path:
         return _from_path(size, path, preallocate)
     if hugepages == "transparent":
         _check_transparent()  # ordinary memory has them wherever the kernel gives any
     if hugepages in ("", "transparent"):
-        return GuestMemory(size, shared=shared, populate=preallocate)
+        return GuestMemory(size, shared=shared, populate=preallocate, behind=behind)
     page = page_size(hugepages)
     check(size, hugepages)
     flags = os.MFD_CLOEXEC | os.MFD_HUGETLB | (page.bit_length() - 1) << MFD_HUGE_SHIFT

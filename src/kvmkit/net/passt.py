@@ -79,7 +79,8 @@ class Passt:
             text = os.pread(self._said.fileno(), 4096, max(size - 4096, 0)).decode("utf-8", "replace")
         except (OSError, ValueError):
             return ""
-        lines = [line.strip() for line in text.splitlines() if "to syslog" not in line and line.strip()]
+        noise = ("to syslog", "Don't run as root")
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not any(each in line for each in noise)]
         return lines[-1] if lines else ""
 
     def close(self) -> None:

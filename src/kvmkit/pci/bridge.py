@@ -49,7 +49,7 @@ class HostBridge:
         self.pins = PinWatcher()
         self.functions: dict[int, Function] = {}
         """By slot; each is function 0 of its device."""
-        top = memory.low if memory.size == memory.low else HIGH_RAM + memory.size - memory.low
+        top = memory.low if memory.span == memory.low else HIGH_RAM + memory.span - memory.low
         wide = pc.pci_mmio64(top)
         self.window = Window(pc.PCI_MMIO, pc.PCI_MMIO_END)
         self.window64 = Window(wide, wide + pc.PCI_MMIO64_SIZE)

@@ -97,7 +97,8 @@ class Daemon:
         """The last line it said."""
         size = os.fstat(self._said).st_size
         lines = os.pread(self._said, 4096, max(size - 4096, 0)).decode(errors="replace").strip().splitlines()
-        return "".join(c if c.isprintable() else "?" for c in lines[-1])[:300] if lines else ""
+        last = lines[-1].rpartition("}: ")[2] if lines else ""  # without its own command line
+        return "".join(c if c.isprintable() else "?" for c in last)[:300]
 
     def end(self) -> None:
         if self._process is not None:

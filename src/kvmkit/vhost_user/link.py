@@ -55,12 +55,12 @@ class Region:
 class Link:
     """A negotiated connection to the backend at `path`, a UNIX socket. Every method raises PeerGone and PeerWrong.
 
-    One thread at a time.
+    One thread at a time. `seconds`: how long it may take until it answers first; a disk's key is slow by design.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, seconds: float | None = None) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.channel = Channel(sock, ANSWER_SECONDS)
+        self.channel = Channel(sock, seconds or ANSWER_SECONDS)
         self.backend: Channel | None = None
         self.protocol = Protocol(0)
         try:
@@ -68,6 +68,7 @@ class Link:
             sock.connect(path)
             sock.setblocking(False)
             self._negotiate()
+            self.channel.timeout = ANSWER_SECONDS
         except BaseException:
             self.close()
             raise

@@ -8,29 +8,20 @@ import subprocess
 from kvmkit.errors import HostError
 
 from .daemon import Daemon, find
+from .install import how
 
 PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd")
+
+PACKAGES = {"debian 12": "qemu-system-common", "": "virtiofsd"}
+"""Debian 12 has the C program, in the package of QEMU's common files."""
 
 
 def program() -> str:
     """Where it is. HostError, with the command that installs it, when it is not there."""
     found = find("virtiofsd", PLACES)
     if not found:
-        raise HostError(f"--volume needs virtiofsd, which is not installed: {_install()}")
+        raise HostError(f"--volume needs virtiofsd, which is not installed: {how(PACKAGES)}")
     return found
-
-
-def _install() -> str:
-    try:
-        with open("/etc/os-release", encoding="utf-8") as file:
-            text = file.read()
-    except OSError:
-        text = ""
-    # Debian 12 has the C program, in the package of QEMU's common files.
-    old = 'VERSION_ID="12"' in text and "ID=debian" in text
-    if "debian" in text or "ubuntu" in text:
-        return f"sudo apt-get install {'qemu-system-common' if old else 'virtiofsd'}"
-    return "install your distribution's package virtiofsd"
 
 
 def make(source: str, *, readonly: bool) -> Daemon:

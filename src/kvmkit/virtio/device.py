@@ -339,16 +339,21 @@ class VirtioDevice(Served):
 
     def restore(self, state: dict) -> None:
         """The inverse of `state`, for a new device that is held; `release` goes on. Raises BadInput."""
-        if state["kind"] != self.kind or len(state["queues"]) != len(self.queues):
+        from kvmkit.devices.saved import checked
+        from kvmkit.virtio.saved import DeviceState
+
+        saved = checked(state, DeviceState, self.name)
+        if saved.kind != self.kind or len(saved.queues) != len(self.queues):
             raise BadInput(f"saved state of {self.name}: it is another device's")
-        if state["accepted"] & ~self.features:
+        if saved.accepted & ~self.features:
             raise BadInput(f"saved state of {self.name}: its driver uses features that this device does not offer")
-        self.accepted = state["accepted"]
-        self.status = state["status"]
-        self.generation = state["generation"]
-        self.failure = state["failure"]
+        self.accepted = saved.accepted
+        self.status = saved.status
+        self.generation = saved.generation
+        self.failure = saved.failure
         self.acknowledge(0xFFFFFFFF)
-        fetch_or32(cython.address(self.interrupts_pending), cython.cast(uint32_t, state["interrupt_status"]), SEQ_CST)
+        pending: uint32_t = saved.interrupt_status
+        fetch_or32(cython.address(self.interrupts_pending), pending, SEQ_CST)
         self.accepts(self.accepted)
-        for queue, saved in zip(self.queues, state["queues"], strict=True):
-            queue.restore(saved, self.accepted)
+        for queue, its in zip(self.queues, state["queues"], strict=True):
+            queue.restore(its, self.accepted)

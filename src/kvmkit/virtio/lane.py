@@ -135,6 +135,16 @@ class Lane:
             os.close(self.wake)
             self.wake = -1
 
+    def turn(self) -> bool:
+        """A round on the caller's thread, to the end of what it began: for tests of a device that was held before its
+        first `run`, whose steps are then the same each time. Whether there was anything to do."""
+        with cython.nogil:
+            self.fresh = True
+            worked: cython.bint = self.round()
+            self.server.drain(self)
+            self.end_round()
+        return worked
+
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)

@@ -191,8 +191,12 @@ class MmioTransport(Device):
 
     def restore(self, state: dict) -> None:
         """Take what `state` gave. Raises BadInput when it can't be."""
-        if len(state["queues"]) != len(self.chosen) or any(len(chosen) != 4 for chosen in state["queues"]):
+        from kvmkit.devices.saved import checked
+        from kvmkit.virtio.saved import MmioState
+
+        saved = checked(state, MmioState, self.device.name)
+        if len(saved.queues) != len(self.chosen) or saved.selected >= len(self.chosen):
             raise BadInput(f"saved state of {self.device.name}: it has another number of queues")
-        self.device_page, self.driver_page = state["device_page"], state["driver_page"]
-        self.driver_features, self.selected = state["driver_features"], state["selected"]
-        self.chosen = [list(chosen) for chosen in state["queues"]]
+        self.device_page, self.driver_page = saved.device_page, saved.driver_page
+        self.driver_features, self.selected = saved.driver_features, saved.selected
+        self.chosen = [list(chosen) for chosen in saved.queues]

@@ -214,12 +214,16 @@ class Net(VirtioDevice):
         if backend.pairs != self.backend.pairs or backend.header != self.backend.header:
             raise ValueError("a backend of another kind")
         with self.lock:
+            if self.closed:
+                backend.close()
+                return
             for lane in self.lanes:
                 lane.hold()
             for address in self.contexts:
                 p: cython.pointer(Pair) = cython.cast(cython.pointer(Pair), cython.cast(cython.size_t, address))
                 p.gone = p.blocked = False
                 p.length = 0
+                p.watched = 0
             for lane in self.lanes:
                 cython.cast(Lane, lane).watch(0, -1, 0)
             self.backend.close()

@@ -304,6 +304,10 @@ class Queue:
         q.ready = True
         return True
 
+    def widen(self) -> None:
+        """Take rings of any size, where no transport tells the driver of a largest one."""
+        self.q.most = QUEUE_MOST
+
     def disable(self) -> None:
         """Forget the rings. Its worker must not be running."""
         self.q.ready = False
@@ -407,6 +411,10 @@ class Queue:
 
     def restore(self, state: dict, features: int) -> None:
         """Take what `state` gave. Raises BadInput when it can't be."""
+        from kvmkit.devices.saved import checked
+        from kvmkit.virtio.saved import QueueState
+
+        checked(state, QueueState, f"queue {self.index}")
         q = cython.address(self.q)
         if not state["ready"]:
             self.disable()

@@ -86,7 +86,7 @@ class KvmVm:
         pit.flags = uapi.KVM_PIT_SPEAKER_DUMMY
         if uapi.ioctl(self.fd, uapi.KVM_CREATE_PIT2, cython.address(pit)) < 0:
             refused("a PIT")
-        for slot, (guest, host, size) in enumerate(self.memory.regions()):
+        for slot, (guest, host, size) in enumerate(self.memory.mapped()):
             self.set_memory(slot, guest, host, size)
         self.set_msi_routes([])
 

@@ -42,7 +42,7 @@ class CpuCore:
         self.memory, self.ports, self.mmio = memory, ports, mmio
         self.chips = Chips()
         self.doorbells = Doorbells()
-        self.code_page_count = memory.size // 4096
+        self.code_page_count = memory.span // 4096
         self.code_pages = cython.cast(cython.pointer(uint8_t), calloc(self.code_page_count + 1, 1))
         if self.code_pages == cython.NULL:
             raise MemoryError
@@ -149,7 +149,7 @@ class CpuCore:
             return
         start: uint64_t = self.ram_offset(address)
         end: uint64_t = start + length
-        if start >= self.memory.size or end > self.memory.size or end < start:
+        if start >= self.memory.span or end > self.memory.span or end < start:
             return
         page: uint64_t = start >> 12
         while page <= (end - 1) >> 12:

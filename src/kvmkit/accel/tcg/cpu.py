@@ -146,7 +146,7 @@ class TcgCpu(CpuState):
     def map_memory(self):
         """RAM as it is, and everything else up to 2^PHYSICAL_BITS as memory-mapped I/O."""
         top: uint64_t = 0
-        for gpa, host, size in self.memory.regions():
+        for gpa, host, size in self.memory.mapped():
             ram = cython.cast(cython.p_void, cython.cast(uint64_t, host))
             check(uc_mem_map_ptr(self.uc, gpa, size, UC_PROT_ALL, ram), "map guest memory")
             lookup: cython.pp_void = cython.cast(cython.pp_void, cython.cast(u8p, self.uc) + UC_MEMORY_MAPPING)

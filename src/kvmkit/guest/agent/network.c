@@ -78,6 +78,7 @@ static void ask_dhcp(char *name)
     if (sys_vfork() == 0) {
         sys_setmask(&none);
         sys_execve("/usr/bin/udhcpc", argv, env);
+        sys_execve("/usr/sbin/udhcpc", argv, env);
         sys_exit(127);
     }
 }

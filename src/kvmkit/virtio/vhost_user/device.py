@@ -16,7 +16,7 @@ from kvmkit.errors import BadInput, HostError, KvmkitError
 from kvmkit.memory import HIGH_RAM, GuestMemory
 from kvmkit.vhost_user.daemon import Daemon
 from kvmkit.vhost_user.link import Link, Region, refusal
-from kvmkit.vhost_user.messages import PeerGone, PeerWrong
+from kvmkit.vhost_user.messages import MOST_REGIONS, PeerGone, PeerWrong
 from kvmkit.virtio.device import DRIVER_OK
 from kvmkit.virtio.features import INDIRECT_DESC, VERSION_1
 
@@ -27,6 +27,8 @@ DEVICE_BITS = (1 << 24) - 1 | ((1 << 14) - 1) << 50
 """Feature bits that belong to a kind of device, 2.2; the others are the rings'."""
 FIRST_SECONDS = 1.0
 """How long a backend that was there before (or was just started) may take to listen."""
+DAEMON_SECONDS = 60.0
+"""How long a backend of ours may take to be ready."""
 RETRY_SECONDS, SLOWEST_RETRY_SECONDS = 0.05, 2.0
 HEALTHY_SECONDS = 2.0
 LOST = PeerGone, PeerWrong, OSError
@@ -95,7 +97,7 @@ class VhostUserDevice(Relay):
             return self._connect(self.path, wait)
         try:
             self.daemon.start()
-            return self._connect(self.daemon.address, 0)
+            return self._connect(self.daemon.address, 0, DAEMON_SECONDS)
         except BaseException as error:
             why = self.daemon.why() if isinstance(error, KvmkitError) else ""
             self.daemon.close()
@@ -103,11 +105,11 @@ class VhostUserDevice(Relay):
                 raise HostError(f"{self.path}: {why}") from error
             raise
 
-    def _connect(self, path: str, wait: float) -> Link:
+    def _connect(self, path: str, wait: float, answer: float | None = None) -> Link:
         end = time.monotonic() + wait
         while True:
             try:
-                return Link(path)
+                return Link(path, answer)
             except OSError as error:
                 if time.monotonic() >= end:
                     raise refusal(self.path, error) from error
@@ -153,15 +155,27 @@ class VhostUserDevice(Relay):
                 self.prepare(queue.index)
                 link.start_queue(queue.index, 256, *self.addresses(queue.index))
                 self._up.add(queue.index)
+                self._replay(queue.index)
+                self.requeue(queue.index)
                 self.connect(queue.index, True)
+
+    def _replay(self, index: int) -> None:
+        """A disk's writes that were answered and not flushed, to a backend that need not know of them."""
+        self.keep(index, len(self.queues) == 1 and bool(self.accepted & self.spec.flush))
+        failed = self.replay(index)
+        if failed < 0:
+            raise PeerGone("it does not write again what was not flushed")
+        if failed:
+            self._say(f"the backend refused {failed} writes that the one before had answered: data may be lost")
 
     def _regions(self) -> list[Region]:
         memory = self.memory
         found = []
-        offset = 0
         for guest, host, size in memory.regions():
             found.append(Region(guest, size, host, memory.fd, 0 if guest < HIGH_RAM else memory.low))
-            offset += size
+        found += [Region(guest, size, host, fd, 0) for guest, host, size, fd in memory.shared_files()]
+        if len(found) >= MOST_REGIONS:
+            raise PeerWrong(f"{len(found)} pieces of memory are more than it can be told of")
         return [*found, Region(RINGS_AT, self.rings_bytes, self.rings_host, self.rings_fd, 0)]
 
     def _stop_queues(self, link: Link) -> None:
@@ -233,6 +247,11 @@ class VhostUserDevice(Relay):
         if self.daemon is not None:
             self.daemon.close()
         os.close(self._ending)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a disk."""
+        return 512 * int.from_bytes(self.config[:8], "little")
 
     @property
     def connected(self) -> bool:
@@ -359,7 +378,7 @@ class VhostUserDevice(Relay):
             if self.daemon is not None:
                 if not self.daemon.running:
                     self.daemon.start()
-                link = Link(self.daemon.address)
+                link = Link(self.daemon.address, DAEMON_SECONDS)
             else:
                 link = Link(self.path)
         except OSError:

@@ -18,6 +18,7 @@ from kvmkit.vhost_user.messages import MOST_CONFIG, Protocol
 BLK_CONFIG_BYTES = 60
 BLK_NUM_QUEUES = 34  # its place in the configuration space, 16 bits
 BLK_MQ = 1 << 12
+BLK_FLUSH = 1 << 9
 FS_TAG_BYTES = 36
 MOST_QUEUES = 64
 NET_MAC = 1 << 5
@@ -46,6 +47,8 @@ class Kind:
     finishes: bool = True
     stateful: bool = False
     fixed: bool = False
+    flush: int = 0
+    """A disk's feature bit that has the driver flush: until then what it writes is kept."""
     config_queues: Callable[[Link], int] | None = None
 
 
@@ -57,7 +60,7 @@ def _blk_config(link: Link, queues: int) -> bytes:
 
 
 def blk(queues: int = 1) -> Kind:
-    return Kind("blk", 2, "CONFIG_VIRTIO_BLK (virtio_blk)", queues, _blk_config, fixed=False)
+    return Kind("blk", 2, "CONFIG_VIRTIO_BLK (virtio_blk)", queues, _blk_config, flush=BLK_FLUSH)
 
 
 def fs(tag: str) -> Kind:

@@ -12,7 +12,26 @@ cdef enum:  # where everything is in one queue's part of the rings' memory
     AVAIL_AT = 16 * RING
     USED_AT = AVAIL_AT + PAGE
     TABLES_AT = USED_AT + PAGE
-    PART = TABLES_AT + 16 * RING * RING
+    SPARE_AT = TABLES_AT + 16 * RING * RING  # headers and status of requests of our own
+    BOUNCE_AT = SPARE_AT + PAGE
+    BOUNCE = 1 << 20
+    PART = BOUNCE_AT + BOUNCE
+
+cdef enum:  # in the spare page
+    FLUSH_HEADER = 0
+    FLUSH_STATUS = 16
+    AGAIN_HEADER = 32
+    AGAIN_STATUS = 48
+
+cdef enum:
+    KEPT_MOST = 64 << 20  # bytes of writes; then a flush of our own
+    AGAIN_MS = 30000
+
+cdef enum:  # of a disk's requests, virtio 1.2, 5.2.6
+    T_OUT = 1
+    T_FLUSH = 4
+    T_DISCARD = 11
+    T_WRITE_ZEROES = 13
 
 cdef enum:
     FUSE_HEADER = 40
@@ -22,9 +41,22 @@ cdef enum:
 cdef enum:
     FINISH_MS = 5000  # a pause waits so long for what the backend has
 
+cdef struct Kept:  # a write that was answered, and not flushed since; its bytes stand behind this
+    Kept *next
+    uint64_t number
+    uint64_t bytes  # header and data
+
+cdef struct DiskHeader:
+    uint32_t type
+    uint32_t reserved
+    uint64_t sector
+
 cdef struct Slot:
     Chain *chain
     bint busy
+    bint ours  # a flush that no driver asked for
+    uint32_t type  # of a disk's request, where these are kept
+    uint64_t covers  # of a flush: the last write that was answered when it was sent
     uint16_t head  # its descriptor in the backend's ring
     int next
 
@@ -46,6 +78,12 @@ cdef struct Ring:
     int kick
     int call
     uint64_t relayed
+    bint keep  # a disk's: what is not flushed is sent again to the next backend
+    bint flushing  # one of ours is under way
+    Kept *first
+    Kept *last
+    uint64_t answered
+    uint64_t kept_bytes
     const char *wrong  # what the backend did
 
 cdef class Relay(VirtioDevice):
@@ -64,4 +102,10 @@ cdef class Relay(VirtioDevice):
     cdef void take_back(self, Ring *r, VirtQueue *q, int index, uint32_t written) noexcept nogil
     cdef bint reap(self, Ring *r, VirtQueue *q) noexcept nogil
     cdef void fail(self, Ring *r, VirtQueue *q, int index) noexcept nogil
+    cdef void note(self, Ring *r, Slot *slot) noexcept nogil
+    cdef void done(self, Ring *r, Slot *slot) noexcept nogil
+    cdef void drop(self, Ring *r, uint64_t up_to) noexcept nogil
+    cdef bint flush_ours(self, Ring *r) noexcept nogil
+    cdef int again(self, Ring *r, DiskHeader *header, const uint8_t *data, uint64_t length) noexcept nogil
+    cdef int replay_all(self, Ring *r) noexcept nogil
     cdef void blame(self, Ring *r, const char *what) noexcept nogil

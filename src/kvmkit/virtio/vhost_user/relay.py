@@ -5,7 +5,9 @@ the engine learns what was written to memory (the software CPU must forget code 
 gives the fences that its guests' instructions lack; every address is checked before the backend sees it; a packed ring
 can meet a backend that knows split ones only; and when the backend dies, what it had not answered is still known.
 
-The data itself is not copied: the backend maps the guest's memory.
+The data itself is not copied: the backend maps the guest's memory. But a disk's writes are, until the guest's next
+flush has been answered: a backend keeps parts of what it answered in its own memory (qcow2 its tables), which dies with
+it, and a guest that goes on counts on them. They are written again, in order, before anything else.
 """
 
 import mmap
@@ -16,6 +18,7 @@ from cython.cimports.kvmkit.accel.tcg.threads import monotonic
 from cython.cimports.kvmkit.memory.ram import GuestMemory
 from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new, chain_read, chain_write
 from cython.cimports.kvmkit.virtio.lane import POLLIN, Lane, pollfd, ppoll
+from cython.cimports.kvmkit.virtio.limit import limit_take
 from cython.cimports.kvmkit.virtio.queue import Queue, queue_get, queue_release
 from cython.cimports.kvmkit.virtio.ring import (
     ACQUIRE,
@@ -32,20 +35,36 @@ from cython.cimports.kvmkit.virtio.ring import (
     store16,
 )
 from cython.cimports.kvmkit.virtio.vhost_user.relay import (
+    AGAIN_HEADER,
+    AGAIN_MS,
+    AGAIN_STATUS,
     AVAIL_AT,
+    BOUNCE,
+    BOUNCE_AT,
     ENOTCONN_CODE,
     FINISH_MS,
+    FLUSH_HEADER,
+    FLUSH_STATUS,
     FUSE_ANSWER,
     FUSE_HEADER,
+    KEPT_MOST,
     PART,
     RING,
+    SPARE_AT,
+    T_DISCARD,
+    T_FLUSH,
+    T_OUT,
+    T_WRITE_ZEROES,
     TABLES_AT,
     USED_AT,
+    DiskHeader,
+    Kept,
     Ring,
+    Slot,
 )
 from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.libc.string import memset
+from cython.cimports.libc.stdlib import calloc, free, malloc
+from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.time import timespec
 from cython.cimports.posix.unistd import read, write
 
@@ -116,6 +135,7 @@ class Relay(VirtioDevice):
         j: cython.int
         if self.rings != cython.NULL:
             for i in range(self.ring_count):
+                self.drop(cython.address(self.rings[i]), self.rings[i].answered)
                 for j in range(RING):
                     chain_free(self.rings[i].slots[j].chain)
                 if self.rings[i].kick > 0:
@@ -134,20 +154,40 @@ class Relay(VirtioDevice):
     def ring_at(self, index: cython.int) -> cython.pointer(Ring):
         return cython.address(self.rings[index if 0 <= index < self.ring_count else 0])
 
+    def keep(self, index: int, wanted: bool) -> None:
+        """This is the one queue of a disk whose driver flushes: keep what it writes until then. Else: forget that."""
+        r: cython.pointer(Ring) = self.ring_at(index)
+        r.keep = wanted
+        if not wanted:
+            self.drop(r, r.answered)
+
+    def replay(self, index: int) -> int:
+        """Write again what was not flushed: how many writes the backend refused; -1: it does not answer."""
+        r: cython.pointer(Ring) = self.ring_at(index)
+        failed: cython.int
+        with cython.nogil:
+            failed = self.replay_all(r)
+        return failed
+
+    def kept(self, index: int) -> int:
+        """Bytes that would be written again."""
+        return self.ring_at(index).kept_bytes
+
     def forget(self, index: int) -> None:
         """Drop all that is in flight: the driver has taken its queue back."""
         r: cython.pointer(Ring) = self.ring_at(index)
         i: cython.int
         for i in range(RING):
-            r.slots[i].busy = False
+            r.slots[i].busy = r.slots[i].ours = False
             r.slots[i].next = i + 1 if i + 1 < RING else -1
         r.free = 0
+        r.flushing = False
         r.in_flight = 0
         r.fresh = False
         self.prepare(index)
 
     def prepare(self, index: int) -> None:
-        """An empty ring for a backend that begins, and in it what another one has left unanswered."""
+        """An empty ring, for a backend that begins."""
         r: cython.pointer(Ring) = self.ring_at(index)
         memset(r.memory, 0, TABLES_AT)
         r.available = r.seen = 0
@@ -157,6 +197,11 @@ class Relay(VirtioDevice):
             r.link[i] = i + 1
             r.slot_of[i] = -1
         r.free_descriptor = 0
+
+    def requeue(self, index: int) -> None:
+        """What another backend has left unanswered, into the ring."""
+        r: cython.pointer(Ring) = self.ring_at(index)
+        i: cython.int
         busy = []
         for i in range(RING):
             if r.slots[i].busy:
@@ -227,7 +272,11 @@ class Relay(VirtioDevice):
     @cython.exceptval(check=False)
     def serve(self, lane: Lane, q: cython.pointer(VirtQueue)) -> cython.void:
         r: cython.pointer(Ring) = cython.cast(cython.pointer(Ring), lane.context)
+        if r.kept_bytes > KEPT_MOST and not r.flushing and r.up and not self.flush_ours(r):
+            return
         while r.free >= 0 and (r.up or r.refuse):
+            if not self.may_begin(lane, q):
+                return
             index: cython.int = r.free
             if queue_get(q, r.slots[index].chain) <= 0:
                 return
@@ -235,6 +284,9 @@ class Relay(VirtioDevice):
             r.slots[index].busy = True
             r.in_flight += 1
             r.relayed += 1
+            if r.keep:
+                self.note(r, cython.address(r.slots[index]))
+            limit_take(cython.address(self.limit), r.slots[index].chain.read_bytes + r.slots[index].chain.write_bytes)
             if r.refuse:
                 self.fail(r, q, index)
             else:
@@ -299,7 +351,17 @@ class Relay(VirtioDevice):
         i: uint16_t
         r.slots[index].head = head
         r.slot_of[head] = index
-        if r.indirect:
+        if r.slots[index].ours:  # header and status, in two direct descriptors
+            table = cython.cast(cython.pointer(uint64_t), r.memory + 16 * head)
+            flags = DESC_NEXT
+            table[0] = r.guest + SPARE_AT + FLUSH_HEADER
+            table[1] = cython.sizeof(DiskHeader) | flags << 32 | cython.cast(uint64_t, r.link[head]) << 48
+            table = cython.cast(cython.pointer(uint64_t), r.memory + 16 * r.link[head])
+            flags = DESC_WRITE
+            table[0] = r.guest + SPARE_AT + FLUSH_STATUS
+            table[1] = 1 | flags << 32
+            r.free_descriptor = r.link[r.link[head]]
+        elif r.indirect:
             r.free_descriptor = r.link[head]
             table = cython.cast(cython.pointer(uint64_t), r.memory + TABLES_AT + 16 * RING * index)
             for i in range(chain.count):
@@ -347,7 +409,7 @@ class Relay(VirtioDevice):
                 self.blame(r, "it has used a request that it does not have")
                 return True
             index: cython.int = r.slot_of[head]
-            if written > r.slots[index].chain.write_bytes:
+            if not r.slots[index].ours and written > r.slots[index].chain.write_bytes:
                 self.blame(r, "it says that it wrote more than a request has room for")
                 return True
             r.seen += 1
@@ -363,9 +425,13 @@ class Relay(VirtioDevice):
         chain: cython.pointer(Chain) = r.slots[index].chain
         head: uint16_t = r.slots[index].head
         last: uint16_t = head
-        if not r.indirect:
+        if r.slots[index].ours:
+            last = r.link[head]
+        elif not r.indirect:
             for _ in range(chain.count - 1):
                 last = r.link[last]
+        if r.keep:
+            self.done(r, cython.address(r.slots[index]))
         # `link` is ours alone: the backend can't lead us astray by its descriptors.
         r.link[last] = r.free_descriptor
         r.free_descriptor = head
@@ -374,9 +440,163 @@ class Relay(VirtioDevice):
         r.slots[index].next = r.free
         r.free = index
         r.in_flight -= 1
-        if q.ready:
+        if r.slots[index].ours:
+            r.slots[index].ours = r.flushing = False
+        elif q.ready:
             queue_release(q, chain, written)
         q.wanted = True
+
+    # What is kept of a disk's writes.
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def note(self, r: cython.pointer(Ring), slot: cython.pointer(Slot)) -> cython.void:
+        """A request is sent: what it is, and what a flush covers."""
+        slot.type = 0
+        slot.covers = r.answered
+        chain_read(slot.chain, 0, cython.address(slot.type), 4)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def done(self, r: cython.pointer(Ring), slot: cython.pointer(Slot)) -> cython.void:
+        """A request was answered: keep a write, forget what a flush has covered."""
+        chain: cython.pointer(Chain) = slot.chain
+        status: cython.pointer(uint8_t)
+        if slot.ours:
+            status = r.memory + SPARE_AT + FLUSH_STATUS
+        elif chain.write_bytes:
+            status = cython.cast(cython.pointer(uint8_t), chain.iov[chain.count - 1].iov_base)
+            status += chain.iov[chain.count - 1].iov_len - 1
+        else:
+            return
+        if status[0] != 0:
+            return
+        if slot.type == T_FLUSH:
+            self.drop(r, slot.covers)
+        elif slot.type == T_OUT or slot.type == T_DISCARD or slot.type == T_WRITE_ZEROES:
+            k: cython.pointer(Kept) = cython.cast(cython.pointer(Kept), malloc(cython.sizeof(Kept) + chain.read_bytes))
+            if k == cython.NULL:
+                return
+            k.bytes = chain.read_bytes
+            k.next = cython.NULL
+            r.answered += 1
+            k.number = r.answered
+            chain_read(chain, 0, cython.cast(cython.p_void, k + 1), k.bytes)
+            if r.last == cython.NULL:
+                r.first = k
+            else:
+                r.last.next = k
+            r.last = k
+            r.kept_bytes += k.bytes
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def drop(self, r: cython.pointer(Ring), up_to: uint64_t) -> cython.void:
+        while r.first != cython.NULL and r.first.number <= up_to:
+            k: cython.pointer(Kept) = r.first
+            r.first = k.next
+            r.kept_bytes -= k.bytes
+            free(k)
+        if r.first == cython.NULL:
+            r.last = cython.NULL
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def flush_ours(self, r: cython.pointer(Ring)) -> cython.bint:
+        """Much is kept, and the driver does not flush: do it for him. False: no slot is free."""
+        index: cython.int = r.free
+        if index < 0 or r.in_flight > RING - 4 or (not r.indirect and r.in_flight):
+            return index >= 0
+        header: cython.pointer(DiskHeader) = cython.cast(cython.pointer(DiskHeader), r.memory + SPARE_AT + FLUSH_HEADER)
+        header.type = T_FLUSH
+        header.reserved = 0
+        header.sector = 0
+        (r.memory + SPARE_AT + FLUSH_STATUS)[0] = 255
+        r.free = r.slots[index].next
+        r.slots[index].busy = r.slots[index].ours = r.flushing = True
+        r.slots[index].type = T_FLUSH
+        r.slots[index].covers = r.answered
+        r.in_flight += 1
+        self.put(r, index)
+        return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def again(
+        self,
+        r: cython.pointer(Ring),
+        header: cython.pointer(DiskHeader),
+        data: cython.pointer(cython.const[uint8_t]),
+        length: uint64_t,
+    ) -> cython.int:
+        """One request of ours, alone in the ring: 0; the backend refuses it: 1; it does not answer: -1."""
+        one: uint64_t = 1
+        fds: pollfd
+        span: timespec
+        flags: uint64_t
+        until: int64_t = monotonic() + cython.cast(int64_t, AGAIN_MS) * 1000000
+        memcpy(r.memory + SPARE_AT + AGAIN_HEADER, header, cython.sizeof(DiskHeader))
+        memcpy(r.memory + BOUNCE_AT, data, length)
+        status: cython.pointer(uint8_t) = r.memory + SPARE_AT + AGAIN_STATUS
+        status[0] = 255
+        table: cython.pointer(uint64_t) = cython.cast(cython.pointer(uint64_t), r.memory)
+        flags = DESC_NEXT
+        table[0] = r.guest + SPARE_AT + AGAIN_HEADER
+        table[1] = cython.sizeof(DiskHeader) | flags << 32 | cython.cast(uint64_t, 1) << 48
+        table[2] = r.guest + BOUNCE_AT
+        table[3] = length | flags << 32 | cython.cast(uint64_t, 2) << 48
+        flags = DESC_WRITE
+        table[4] = r.guest + SPARE_AT + AGAIN_STATUS
+        table[5] = 1 | flags << 32
+        store16(r.memory + AVAIL_AT + 4 + 2 * (r.available & (RING - 1)), 0, RELEASE)
+        r.available += 1
+        store16(r.memory + AVAIL_AT + 2, r.available, RELEASE)
+        fence(SEQ_CST)
+        write(r.kick, cython.address(one), 8)
+        while load16(r.memory + USED_AT + 2, ACQUIRE) != r.available:
+            if monotonic() > until:
+                return -1
+            fds.fd = r.call
+            fds.events = POLLIN
+            span.tv_sec = 0
+            span.tv_nsec = 5000000
+            if ppoll(cython.address(fds), 1, cython.address(span), cython.NULL) > 0:
+                read(r.call, cython.address(one), 8)
+                one = 1
+        r.seen = r.available
+        return 0 if status[0] == 0 else 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def replay_all(self, r: cython.pointer(Ring)) -> cython.int:
+        failed: cython.int = 0
+        header: DiskHeader
+        k: cython.pointer(Kept) = r.first
+        while k != cython.NULL:
+            data: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), k + 1)
+            memcpy(cython.address(header), data, cython.sizeof(DiskHeader))
+            data += cython.sizeof(DiskHeader)
+            left: uint64_t = k.bytes - cython.sizeof(DiskHeader)
+            while left:
+                part: uint64_t = min(left, cython.cast(uint64_t, BOUNCE))
+                if part < left and header.type != T_OUT:
+                    failed += 1  # no disk takes a discard of that many segments
+                    break
+                result: cython.int = self.again(r, cython.address(header), data, part)
+                if result < 0:
+                    return -1
+                failed += result
+                header.sector += part // 512
+                data += part
+                left -= part
+            k = k.next
+        return failed
 
     @cython.cfunc
     @cython.nogil

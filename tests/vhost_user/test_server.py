@@ -1,0 +1,235 @@
+"""Our devices served to another VMM: our own frontend, QEMU with Linux, and frontends that send anything."""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvmkit.block.file import DiskFile
+from kvmkit.errors import BadInput
+from kvmkit.memory import GuestMemory
+from kvmkit.memory.foreign import ForeignMemory
+from kvmkit.testing import MmioDriver
+from kvmkit.virtio import blk
+from kvmkit.virtio.blk import Blk
+from kvmkit.virtio.rng import Rng
+from kvmkit.virtio.vhost_user import kinds
+from kvmkit.virtio.vhost_user.device import VhostUserDevice
+from kvmkit.virtio.vhost_user.server import Maker, Server, listen
+
+MIB = 1 << 20
+
+
+@contextmanager
+def serving(path: str, make: Maker) -> Iterator[tuple[Server, list[str]]]:
+    said: list[str] = []
+    server = Server(path, make, said.append)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield server, said
+    finally:
+        server.stop()
+        thread.join()
+        server.close()
+
+
+def make_blk(path: Path, queues: int = 1) -> Maker:
+    return lambda memory, log: Blk(memory, DiskFile(str(path)), serial="served", queues=queues, log=log)
+
+
+def make_rng(memory: ForeignMemory, log: Callable[[str], None]) -> Rng:
+    return Rng(memory, log=log)
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    memory = GuestMemory(8 * MIB, shared=True)
+    yield memory
+    memory.close()
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_disk_for_our_own_frontend(memory: GuestMemory, tmp_path: Path, queues: int) -> None:
+    disk, path = tmp_path / "disk.raw", str(tmp_path / "s")
+    before = os.urandom(2 * MIB)
+    disk.write_bytes(before)
+    with serving(path, make_blk(disk, queues)) as (server, said):
+        for turn in range(2):
+            device = VhostUserDevice(memory, kinds.blk(queues), path)
+            assert device.size == 2 * MIB
+            with MmioDriver(device, memory, features=blk.FLUSH | blk.MQ) as guest:
+                guest.start()
+
+                def ask(kind: int, sector: int, data: bytes = b"", room: int = 0, guest: MmioDriver = guest) -> bytes:
+                    request = struct.pack("<IIQ", kind, 0, sector) + data
+                    return guest.request(sector % queues, request, room + 1)
+
+                data = os.urandom(8192)
+                assert ask(0, 16, room=65536) == before[8192 : 8192 + 65536] + b"\0"
+                assert ask(1, 1001 + turn, data) == b"\0"
+                assert ask(4, 0) == b"\0"
+                assert disk.read_bytes()[512 * (1001 + turn) :][:8192] == data
+                assert ask(8, 0, room=20) == b"served".ljust(20, b"\0") + b"\0"
+                device.hold()
+                device.release()
+                assert ask(0, 1001 + turn, room=8192) == data + b"\0"
+                with disk.open("r+b") as file:
+                    file.truncate((3 + turn) * MIB)
+                assert isinstance(server.device, Blk)
+                server.device.resize()
+                assert guest.wait_interrupt() & 2
+                assert device.size == (3 + turn) * MIB
+            with disk.open("r+b") as file:
+                file.truncate(2 * MIB)
+            server.device.resize()
+        assert said == []
+        assert server.served == 2
+
+
+def test_entropy_and_a_driver_that_breaks_its_ring(memory: GuestMemory, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with serving(path, make_rng) as (_, said):
+        device = VhostUserDevice(memory, kinds.generic(4, 1), path)
+        with MmioDriver(device, memory) as guest:
+            guest.start()
+            assert len(set(guest.request(0, b"", 64))) > 16
+        assert said == []
+
+
+def message(request: int, payload: bytes = b"", flags: int = 1) -> bytes:
+    return struct.pack("<III", request, flags, len(payload)) + payload
+
+
+def send(path: str, data: bytes, fds: list[int]) -> None:
+    with socket.socket(socket.AF_UNIX) as frontend:
+        frontend.settimeout(5)
+        frontend.connect(path)
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            frontend.sendmsg([data], beside)
+            frontend.shutdown(socket.SHUT_WR)
+            while frontend.recv(4096):
+                pass
+        except OSError:
+            pass
+
+
+def test_frontends_that_send_anything(memory: GuestMemory, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    u64 = st.integers(0, (1 << 64) - 1)
+    payload = st.one_of(
+        st.binary(max_size=80),
+        st.builds(lambda a, b: struct.pack("<II", a, b), st.integers(0, 3), st.integers(0, 70000)),
+        st.builds(lambda *numbers: struct.pack("<6Q", *numbers), u64, u64, u64, u64, u64, u64),
+        st.just(struct.pack("<IIQQQQ", 1, 0, 0, 8 * MIB, 4096, 0)),
+        st.just(struct.pack("<IIQQQQ", 0, 0, 4096 + 65536, 4096 + 131072, 4096 + 196608, 0)),
+        st.just(struct.pack("<Q", 1 << 32)),
+        st.just(struct.pack("<Q", 0)),
+    )
+    requests = st.lists(
+        st.tuples(st.integers(0, 41), payload, st.sampled_from([1, 9, 0]), st.integers(0, 2)), min_size=1, max_size=12
+    )
+    with serving(path, make_rng) as (server, _):
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+        @given(requests)
+        def anything(sent: list[tuple[int, bytes, int, int]]) -> None:
+            data = b"".join(message(request, payload, flags) for request, payload, flags, _ in sent)
+            send(path, data, [memory.fd] * sum(count for *_, count in sent))
+
+        anything()
+        before = server.served
+        device = VhostUserDevice(memory, kinds.generic(4, 1), path)
+        with MmioDriver(device, memory) as guest:
+            guest.start()
+            assert len(guest.request(0, b"", 64)) == 64
+        assert server.served == before + 1
+
+
+def test_where_it_can_listen(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    listener = listen(path)
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    with pytest.raises(BadInput, match="another process listens"):
+        listen(path)
+    listener.close()
+    listen(path).close()  # what a dead process left is replaced
+    os.unlink(path)
+    Path(path).write_text("kept")
+    with pytest.raises(BadInput, match="a file is there"):
+        listen(path)
+    assert Path(path).read_text() == "kept"
+    with pytest.raises(BadInput, match="longer than"):
+        listen("/tmp/" + "x" * 200)
+
+
+SERVE = [sys.executable, "-m", "kvmkit", "serve-device"]
+
+
+@pytest.mark.guest
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed (qemu-system-x86)")
+def test_a_disk_for_qemu(tmp_path: Path) -> None:
+    from kvmkit.guest.cpio import CpioWriter
+    from kvmkit.guest.images import ensure
+
+    image = ensure()
+    disk, path = tmp_path / "disk.raw", tmp_path / "s"
+    data = os.urandom(4 * MIB)
+    disk.write_bytes(data)
+    script = """#!/bin/sh
+        mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev; exec > /dev/ttyS0 2>&1
+        modprobe -a virtio_pci virtio_blk
+        sha256sum < /dev/vda; dd if=/dev/vda of=/dev/vda bs=64k count=16 seek=32 conv=fsync; echo done; reboot -f
+    """
+    with (tmp_path / "initrd").open("wb") as initrd:
+        initrd.write(image.initrd.read_bytes())
+        more = CpioWriter(initrd)
+        more.file("run-test", script.encode(), 0o755)
+        more.finish()
+    serve = [*SERVE, "blk", f"{disk},queues=2", "--socket", str(path)]
+    server = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    assert "is served at" in server.stderr.readline()
+    arguments = ["-m", "512M", "-object", "memory-backend-memfd,id=ram,size=512M,share=on"]
+    arguments += ["-machine", "q35,memory-backend=ram,accel=tcg", "-nodefaults", "-display", "none", "-no-reboot"]
+    arguments += ["-chardev", f"socket,id=c,path={path}", "-device", "vhost-user-blk-pci,chardev=c,num-queues=2"]
+    arguments += ["-kernel", str(image.kernel), "-initrd", str(tmp_path / "initrd"), "-serial", "stdio"]
+    arguments += ["-append", f"{image.append} console=ttyS0 rdinit=/run-test panic=-1"]
+    qemu = subprocess.run(["qemu-system-x86_64", *arguments], capture_output=True, text=True, timeout=100)
+    assert hashlib.sha256(data).hexdigest() in qemu.stdout, qemu.stdout[-2000:] + qemu.stderr
+    assert "done" in qemu.stdout
+    expected = data[: 2 * MIB] + data[:MIB] + data[3 * MIB :]
+    assert disk.read_bytes() == expected
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 0
+    server.stderr.close()
+    assert not path.exists()
+
+
+def test_serve_device_refuses(tmp_path: Path) -> None:
+    def refused(*arguments: str) -> str:
+        done = subprocess.run([*SERVE, *arguments], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "say which disk" in refused("blk", "--socket", f"{tmp_path}/s")
+    assert "no such file" in refused("blk", f"{tmp_path}/none", "--socket", f"{tmp_path}/s")
+    assert "takes nothing more" in refused("rng", "x", "--socket", f"{tmp_path}/s")
+    assert not list(tmp_path.iterdir())
