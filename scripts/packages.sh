@@ -18,6 +18,5 @@
 	#   passt, iperf3, iproute2  networks without root, and how fast; links and namespaces
 	#   dnsmasq-base, nftables   networks that VMs share
 	test_packages="qemu-system-x86 acpica-tools cpio kmod mmdebstrap lzop shellcheck util-linux git busybox-static procps
-		syslinux mtools dosfstools libvirt-clients passt iperf3 iproute2 dnsmasq-base nftables
-		qemu-utils"
+		syslinux mtools dosfstools libvirt-clients qemu-utils passt iperf3 iproute2 dnsmasq-base nftables"
 }

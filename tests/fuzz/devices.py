@@ -7,8 +7,10 @@ Python raised inside of a device is the reason, and afterwards the device works 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -391,6 +393,44 @@ def scsi(kind: type[MmioDriver], uring: bool = True) -> Bench:
         assert ask(bench, 2, head + read, 108 + 512)[108:] == data
 
     return Bench(make, kind, valid, check, 7)
+
+
+def net(kind: type[MmioDriver]) -> Bench:
+    from kvmkit.net.stream import StreamBackend
+    from kvmkit.virtio.net import Net
+
+    mac = bytes.fromhex("525400123456")
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def valid(bench: Bench, program: Reader, queue: int) -> tuple[bytes, int]:
+        with contextlib.suppress(BlockingIOError):
+            theirs.recv(1 << 20)
+            body = program.bytes(program.below(80))
+            theirs.send(struct.pack(">I", len(mac + body)) + mac + body)
+        if queue == 0:
+            return b"", program.choose((12, 70, 1526, program.number(2)))
+        if queue == 1:
+            frame = program.bytes(program.below(90))
+            header = program.bytes(12) if program.flag() else bytes(12)
+            return header + frame, 0
+        command = program.choose((0, 1, 2, 3, 4, 5, program.number(1)))
+        body = program.bytes(program.below(24))
+        return bytes([command, program.below(7)]) + body, 1
+
+    def check(bench: Bench) -> None:
+        frame = mac + bytes(6) + b"\x88\xb5" + os.urandom(60)
+        ask(bench, 1, bytes(12) + frame, 0)
+        bench.settle()
+        with contextlib.suppress(BlockingIOError):
+            while theirs.recv(1 << 20):
+                pass
+
+    def make(memory: GuestMemory, log: Callable[[str], None]) -> Net:
+        return Net(memory, StreamBackend(ours), mac, log=log)
+
+    extra = sum(1 << bit for bit in (0, 1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21, 23))
+    return Bench(make, kind, valid, check, extra)
 
 
 def vsock(kind: type[MmioDriver]) -> Bench:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
 import atheris
 
+from .settings import AGAIN, INSIDE, INSTRUMENTED
+
 
 def main() -> None:
-    from .settings import AGAIN, INSIDE, PYTHON_PARTS
-
-    with atheris.instrument_imports(include=list(PYTHON_PARTS), enable_loader_override=False):
-        pass
+    with atheris.instrument_imports(include=["kvmkit"], enable_loader_override=False):
+        for name in INSTRUMENTED:
+            importlib.import_module(name)
     from .targets import TARGETS
 
     target = TARGETS[os.environ[INSIDE]]

@@ -35,6 +35,7 @@ TARGETS: dict[str, Target] = {
     "scsi-pci": on("scsi-pci", devices.scsi, PciDriver, uring=False),
     "rng-mmio": on("rng-mmio", devices.rng, MmioDriver),
     "rng-pci": on("rng-pci", devices.rng, PciDriver),
+    "net-mmio": on("net-mmio", devices.net, MmioDriver),
     "vsock-mmio": on("vsock-mmio", devices.vsock, MmioDriver),
     "states": formats.states,
     "agent": formats.agent,

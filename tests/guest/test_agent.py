@@ -221,3 +221,45 @@ def test_what_no_process_can_be_given_is_refused(client: AgentClient, argv: list
     with pytest.raises(BadInput):
         client.start(argv, env=env)
     assert client.run(["true"], timeout=30) == 0
+
+
+def test_a_user_by_name_and_by_number(client: AgentClient) -> None:
+    if os.getuid():
+        pytest.skip("only root can become another user")
+    assert run(client, "sh", "-c", "id -u; id -G; echo $HOME", user="nobody").out.split()[0] == b"65534"
+    assert run(client, "id", "-u", user="12345").out == b"12345\n"
+    ran = run(client, "true", user="nobody-of-that-name")
+    assert (ran.status, ran.err) == (126, b"kvmkit: nobody-of-that-name: no such user in the guest\n")
+
+
+def test_files_both_ways(client: AgentClient, tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    (tmp_path / "source").write_bytes(data)
+    with open(tmp_path / "source", "rb") as source, open(tmp_path / "copy", "wb") as copy:
+        assert client.wait(client.write_file(str(tmp_path / "there"), source.fileno(), 0o640), 30) == 0
+        assert client.wait(client.read_file(str(tmp_path / "there"), copy.fileno()), 30) == 0
+    assert (tmp_path / "there").read_bytes() == data == (tmp_path / "copy").read_bytes()
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o640 & ~umask()
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def test_a_file_that_can_t_be(client: AgentClient, tmp_path: Path) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    assert client.wait(client.read_file("/no/such", null), 30) != 0
+    assert client.wait(client.read_file(str(tmp_path), null), 30) != 0
+    assert client.wait(client.read_file("/dev/zero", null), 30) != 0
+    assert client.wait(client.write_file(str(tmp_path), null), 30) != 0
+    assert client.wait(client.write_file(str(tmp_path / "empty"), null), 30) == 0
+    assert (tmp_path / "empty").read_bytes() == b""
+    if os.path.exists("/dev/full"):
+        with open(__file__, "rb") as source:
+            assert client.wait(client.write_file("/dev/full", source.fileno()), 30) == 28
+    with pytest.raises(BadInput):
+        client.read_file("a\0b", null)
+    assert client.run(["true"], timeout=30) == 0
+    os.close(null)

@@ -226,7 +226,8 @@ SET: dict[str, object] = {
     "memory_path": "/dev/hugepages", "preallocate": True, "disks": (machine.Disk(path="a"),),
     "scsi": (machine.ScsiDisk(path="c", cdrom=True),), "rng": True, "vsock": 7, "command": ("ls",), "serial": "file:/s",
     "pidfile": "/p", "debug_exit": True, "reboot": False, "timeout": 3.0,
-    "vhost_user": (VhostUser(kind="blk", socket="/s"),), "volumes": (Volume(host="/h", guest="/g"),), "rng_limits": Limits(bps=5.0),
+    "vhost_user": (VhostUser(kind="blk", socket="/s"),), "volumes": (Volume(host="/h", guest="/g"),),
+    "rng_limits": Limits(bps=5.0),
 }  # fmt: skip
 
 

@@ -311,12 +311,20 @@ def test_disks_become_the_machines(line: str, disks: str, scsi: str) -> None:
     assert all(unit.cdrom for unit in units if unit.path == "c")
 
 
-def test_an_image_that_is_not_raw_is_named_with_what_makes_it_so(tmp_path: Path) -> None:
-    image = tmp_path / "web.qcow2"
+def test_an_image_that_is_not_raw(tmp_path: Path) -> None:
+    """As a virtio disk it is served; on SCSI, or of a format that nothing here reads, it is named."""
+    image, old = tmp_path / "web.qcow2", tmp_path / "old.vhd"
     image.write_bytes(b"QFI\xfb" + bytes(508))
+    old.write_bytes(b"conectix" + bytes(504))
     for line in (f"-hda {image}", f"-drive file={image},if=virtio,format=qcow2"):
+        assert lacking(parse(words(f"-kernel k {line}"))) == []
+    [disk], _ = fitted_disks(parse(words(f"-drive file={image},if=virtio,format=qcow2")))
+    assert disk.format == "qcow2"
+    for line in (f"-cdrom {image}", f"-hda {old}", f"-drive file={image},if=scsi"):
         [text] = lacking(parse(words(f"-kernel k {line}")))
         assert "qemu-img convert -O raw" in text
+    [text] = lacking(parse(words(f"-kernel k -hda {image} -snapshot")))
+    assert f"kvmkit disk create changes.qcow2 --base {image}" in text
 
 
 @pytest.mark.guest

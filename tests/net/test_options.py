@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from kvmkit.errors import BadInput
 from kvmkit.machine import Network, parse_network
 from kvmkit.manager import networking
+from kvmkit.net import passt
 from kvmkit.net.options import Published, parse_publish
 
 
@@ -93,3 +96,18 @@ def test_addresses_of_cards() -> None:
     assert again[0].mac != networking.settled(cards, "", alone=False)[0].mac
     assert networking.settled(None, "", alone=True) == ()
     assert msgspec.structs.replace(again[0], mac="") == cards[0]
+
+
+def test_name_servers_of_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own, behind = tmp_path / "resolv.conf", tmp_path / "behind"
+    read = passt.nameservers
+    monkeypatch.setattr(passt, "nameservers", lambda path: read(str(own if path == "/etc/resolv.conf" else behind)))
+    for text, more, expected in (
+        ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n", "10.0.2.3"),
+        ("# none\nnameserver ::1\nnameserver\n", "nameserver 192.0.2.2\n", "10.0.2.3"),
+        ("options x\nnameserver 127.0.0.53\n", "nameserver 127.0.0.1\nnameserver 192.0.2.2\n", "192.0.2.2"),
+        ("nameserver 127.0.0.1\n", "", "10.0.2.3"),
+    ):
+        own.write_text(text)
+        behind.write_text(more)
+        assert passt.nameserver() == expected

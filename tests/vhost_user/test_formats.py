@@ -128,3 +128,20 @@ def test_disks_elsewhere(path: str, place: dict[str, object]) -> None:
 def test_disks_elsewhere_that_can_not_be(path: str) -> None:
     with pytest.raises(BadInput, match="disk "):
         storage._place(path)
+
+
+def test_a_helper_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from kvmkit.errors import HostError
+    from kvmkit.vhost_user import install, virtiofsd
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(virtiofsd, "PLACES", ())
+    for release, command in (
+        ({"ID": "debian", "VERSION_ID": "12"}, "sudo apt-get install qemu-system-common"),
+        ({"ID": "ubuntu", "ID_LIKE": "debian", "VERSION_ID": "24.04"}, "sudo apt-get install virtiofsd"),
+        ({"ID": "fedora"}, "sudo dnf install virtiofsd"),
+        ({"ID": "nixos"}, "install your distribution's package virtiofsd"),
+    ):
+        monkeypatch.setattr(install, "release", lambda release=release: release)
+        with pytest.raises(HostError, match=f"not installed: {command}$"):
+            virtiofsd.program()

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -36,9 +37,9 @@ MIB = 1 << 20
 
 
 @contextmanager
-def serving(path: str, make: Maker) -> Iterator[tuple[Server, list[str]]]:
+def serving(path: str, make: Maker, **options: Any) -> Iterator[tuple[Server, list[str]]]:
     said: list[str] = []
-    server = Server(path, make, said.append)
+    server = Server(path, make, said.append, **options)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -110,6 +111,56 @@ def test_entropy_and_a_driver_that_breaks_its_ring(memory: GuestMemory, tmp_path
             guest.start()
             assert len(set(guest.request(0, b"", 64))) > 16
         assert said == []
+
+
+def test_a_network_card(memory: GuestMemory, tmp_path: Path) -> None:
+    from kvmkit.cli.serve_device import OPTIONS, _net
+
+    path, wire = str(tmp_path / "s"), socket.socket(socket.AF_UNIX)
+    wire.bind(str(tmp_path / "wire"))
+    wire.listen()
+    with serving(path, lambda memory, log: _net(f"socket={tmp_path}/wire", memory, log), **OPTIONS["net"]) as (_, said):
+        peer, _ = wire.accept()
+        peer.settimeout(20)
+        device = VhostUserDevice(memory, kinds.net("52:54:00:00:00:01"), path)
+        with MmioDriver(device, memory, features=1 << 15 | 1 << 5) as guest:
+            guest.start()
+            frame = bytes.fromhex("525400000002525400000001 88b5".replace(" ", "")) + b"x" * 50
+            assert guest.request(1, bytes(12) + frame, 0) == b""
+            assert peer.recv(4 + len(frame), socket.MSG_WAITALL) == struct.pack(">I", len(frame)) + frame
+            at = guest.buffers + 0x8000
+            guest.queues[0].add([(at, 2048, True)])
+            guest.ring(0)
+            answer = frame[6:12] + frame[:6] + frame[12:]
+            peer.sendall(struct.pack(">I", len(answer)) + answer)
+            ((_, written),) = guest.collect(0)
+            assert memory.read(at, written)[12:] == answer
+        peer.close()
+    wire.close()
+    assert [line for line in said if "let go" in line] == []
+
+
+def test_a_console(memory: GuestMemory, tmp_path: Path) -> None:
+    from kvmkit.cli.serve_device import _console
+
+    path = str(tmp_path / "s")
+    with serving(path, lambda memory, log: _console(f"{tmp_path}/port", memory, log)) as (server, said):
+        device = VhostUserDevice(memory, kinds.generic(3, len(server.device.queues), 12), path)
+        with MmioDriver(device, memory) as guest, socket.socket(socket.AF_UNIX) as program:
+            guest.start()
+            program.settimeout(20)
+            program.connect(str(tmp_path / "port"))
+            at = guest.buffers + 0x8000
+            guest.queues[0].add([(at, 64, True)])
+            guest.ring(0)
+            program.sendall(b"typed")
+            ((_, written),) = guest.collect(0)
+            assert memory.read(at, written) == b"typed"
+            assert guest.request(1, b"hello", 0) == b""
+            assert program.recv(5, socket.MSG_WAITALL) == b"hello"
+    assert said == []
+    with pytest.raises(BadInput, match="give NAME=SOCKET"):
+        _console("name=", ForeignMemory(4096), said.append)
 
 
 def message(request: int, payload: bytes = b"", flags: int = 1) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmkit.errors import BadInput
 
@@ -32,8 +32,7 @@ EXTERNAL_DATA = 1 << 2
 BACKING_FORMAT, DATA_FILE = 0xE2792ACA, 0x44415441
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One file of a disk. The next layer is what it is based on. `encrypted`: a key is needed."""
 
     path: str
@@ -41,8 +40,7 @@ class Layer:
     encrypted: bool = False
 
 
-@dataclass(frozen=True)
-class Qcow2:
+class Qcow2(NamedTuple):
     """A header. `size`: bytes of the guest's disk; `backing` as it is written there, and its format; empty: none."""
 
     size: int

@@ -26,6 +26,7 @@ def execute(
     *,
     env: dict[str, str],
     cwd: str = "",
+    user: str = "",
     tty: bool = False,
     interactive: bool = False,
     timeout: float | None = None,
@@ -35,7 +36,7 @@ def execute(
         if not tty:
             raise BadInput("COMMAND is missing; a shell is had by -it (see `kvmkit help exec`)")
         argv = SHELL
-    if any("\udc80" <= c <= "\udcff" for text in [*argv, *env.values(), cwd] for c in text):
+    if any("\udc80" <= c <= "\udcff" for text in [*argv, *env.values(), cwd, user] for c in text):
         raise BadInput("exec: arguments must be UTF-8")
     if tty and not (os.isatty(0) and os.isatty(1)):
         raise BadInput("--tty: standard input and output are no terminal; leave it away")
@@ -54,6 +55,7 @@ def execute(
                 argv=argv,
                 env=env,
                 cwd=cwd,
+                user=user,
                 tty=tty,
                 stdin=interactive,
                 size=terminal.size(0),

@@ -21,6 +21,7 @@ examples:
   kvmkit exec -it web                       a shell
   tar c . | kvmkit exec -i web -- tar x -C /root
   kvmkit exec -e LANG=C -w /tmp web -- make
+  kvmkit exec -u nobody web -- id
 
 A guest that is starting is waited for. Ctrl-] x leaves a terminal (-t).
 exit status: COMMAND's; 1 kvmkit or the guest failed; 2 bad input; 124 --timeout.
@@ -34,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tty", "-t", action="store_true", help="give COMMAND a terminal")
     parser.add_argument("--env", "-e", action="append", default=[], metavar="NAME=VALUE", help="set it for COMMAND")
     parser.add_argument("--workdir", "-w", default="", metavar="DIR", help="where COMMAND starts (default: /)")
+    parser.add_argument(
+        "--user", "-u", default="", metavar="USER", help="who runs COMMAND, by name or number (default: root)"
+    )
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end COMMAND after that long")
     named.one(parser)
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             command,
             env=env,
             cwd=args.workdir,
+            user=args.user,
             tty=args.tty,
             interactive=args.interactive or args.tty,
             timeout=args.timeout,

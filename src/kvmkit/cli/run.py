@@ -98,6 +98,9 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--policy", metavar="POLICY", help="what the guest may send: all, deny, dns or allow=ADDRESS:PORT,...")
     add("--rng", action="store_true", help="give the guest entropy from the host")
     add("--rng-limit", metavar="LIMIT", help="bps=N,iops=N: how much of it a second")
+    text = "a port of virtio-console and its socket; hvc0 is a console, org.qemu.guest_agent.0 qemu-ga's"
+    add("--console-port", action="append", metavar="NAME[=PATH]", help=text)
+    add("--balloon", action="store_true", help="let it give memory back while it runs (kvmkit set --memory-target)")
     text = "sockets between host and guest (vsock.sock in the VM's directory); default: with kvmkit's agent"
     add("--vsock", nargs="?", const=True, type=_cid, metavar="CID", help=text)
     add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
@@ -129,9 +132,13 @@ def specified(args: argparse.Namespace) -> VmSpec:
     for name in ("name", "kernel", "firmware"):
         if given.get(name) == "":
             raise BadInput(f"--{name}: is empty")
-    given |= {name: True for name in ("console", "debug_exit", "rng") if getattr(args, name)}
+    given |= {name: True for name in ("console", "debug_exit", "rng", "balloon") if getattr(args, name)}
     if args.disk:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
+    if args.console_port:
+        from kvmkit.machine.spec import parse_console_port
+
+        given["console_ports"] = tuple(parse_console_port(text) for text in args.console_port)
     if args.scsi:
         given["scsi"] = tuple(parse_scsi(text) for text in args.scsi)
     if args.net or args.publish:

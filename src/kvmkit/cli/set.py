@@ -11,6 +11,7 @@ SUMMARY = VERBS["set"].summary
 SETTABLE = {
     "disk": ("N,OPTION...", "a disk's bps=, iops=, bps_burst=, iops_burst=, or its size=2G (size=now: its file's)"),
     "scsi": ("N,disc=PATH", "another disc in the CD-ROM drive at that target; N,disc= takes it out"),
+    "memory-target": ("SIZE", "how much memory its guest is to keep, such as 256M; needs --balloon at its start"),
     "net": ("N,OPTION...", "a network card's link=up or link=down, bps=, iops= (frames) and their bursts"),
     "policy": ("POLICY", "what the guest may send: all, deny, dns or allow=ADDRESS:PORT,..."),
     "rng": ("bps=N,iops=N", "how much entropy it gets a second"),
@@ -19,6 +20,7 @@ SETTABLE = {
 EPILOG = """examples:
   kvmkit set web --disk 0,iops=500,bps=20M     hold its first disk to that; 0 is no limit
   kvmkit set web --disk 1,size=20G             enlarge its second disk; the guest is told
+  kvmkit set web --memory-target 256M          have it give the rest back to the host
   kvmkit set web --net 0,link=down             pull the cable of its first network card
   kvmkit set web --policy allow=192.0.2.1:443,dns
   kvmkit set web --scsi 1,disc=second.iso      change a CD
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from kvmkit.manager import control
     from kvmkit.manager.home import open_home
 
-    changes = [(option, text) for option in SETTABLE for text in getattr(args, option)]
+    changes = [(option, text) for option in SETTABLE for text in getattr(args, option.replace("-", "_"))]
     if not changes:
         raise BadInput(f"kvmkit set {args.name}: say what to change, such as --disk 0,iops=500")
     for i, (option, text) in enumerate(changes):

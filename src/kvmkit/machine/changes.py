@@ -190,5 +190,31 @@ def set_scsi(machine: Machine, text: str) -> str:
     return f"SCSI target {target}: {path or 'no disc'}"
 
 
-SETTABLE = {"disk": set_disk, "rng": set_rng, "scsi": set_scsi, "net": set_net, "policy": set_policy}
+def set_memory_target(machine: Machine, text: str) -> str:
+    """How much memory the guest is to keep; its balloon gives the rest back, as it can spare it."""
+    where = f"--memory-target {text}"
+    size = parse_size(text, where)
+    if size > machine.spec.memory:
+        raise BadInput(f"{where}: the guest has {machine.spec.memory >> 20}M")
+
+    def change(board: Board) -> str:
+        balloon = board.virtio.balloon
+        if balloon is None:
+            raise BadInput("it has no balloon: give it --balloon at its start")
+        if not balloon.driver_ok:
+            raise KvmkitError(f"the guest does not use its balloon: its kernel needs {balloon.driver}")
+        balloon.set_target(size)
+        return f"memory: {size >> 20}M of {machine.spec.memory >> 20}M are to be the guest's"
+
+    return machine.change(change)
+
+
+SETTABLE = {
+    "disk": set_disk,
+    "rng": set_rng,
+    "scsi": set_scsi,
+    "net": set_net,
+    "policy": set_policy,
+    "memory-target": set_memory_target,
+}
 """What `kvmkit set` can change, by its option."""

@@ -37,12 +37,12 @@ def next_mac(mac: str, number: int) -> str:
 def policy_of(network: Network, text: str) -> FramePolicy:
     """The policy `text` for a card. BadInput."""
     from kvmkit.net.options import parse_publish
-    from kvmkit.net.passt import NAMESERVER
+    from kvmkit.net.passt import nameserver
     from kvmkit.net.policy import FramePolicy
 
     published = [parse_publish(ports) for ports in network.publish]
     answering = tuple(each.guest_port for each in published if each.protocol == "tcp")
-    return FramePolicy(text, nameserver=NAMESERVER if network.kind == "user" else "", answering=answering)
+    return FramePolicy(text, nameserver=nameserver() if network.kind == "user" else "", answering=answering)
 
 
 class Connection:

@@ -115,6 +115,14 @@ class Vsock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise BadInput(f"--vsock {self.cid}: a guest's CID is a number from 3 to 4294967294")
 
 
+class ConsolePort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A port of virtio-console, and the socket where the host's programs have it. `hvc0` is a console."""
+
+    name: str
+    path: str = ""
+    """Empty: NAME.port in the VM's directory."""
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One machine. Sizes are bytes, times seconds, paths as they are on the host.
 
@@ -167,6 +175,9 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Give the guest entropy from the host (virtio-rng)."""
     rng_limits: Limits = Limits()
     vsock: Vsock | None = None
+    console_ports: tuple[ConsolePort, ...] = ()
+    balloon: bool = False
+    """Memory that the guest can give back while it runs (virtio-balloon)."""
 
     @property
     def throws_away(self) -> bool:
@@ -266,6 +277,14 @@ def parse_disk(text: str) -> Disk:
             known += f", format={'|'.join(FORMATS)}, backing=PATH, key=FILE"
             raise BadInput(f"--disk {text}: no option {option!r}; there are {known} (a comma in a path is written ,,)")
     return msgspec.convert({"path": path, **given}, Disk)
+
+
+def parse_console_port(text: str) -> ConsolePort:
+    """A ConsolePort of NAME or NAME=PATH. Raises BadInput."""
+    name, equals, path = text.partition("=")
+    if not name or (equals and not path):
+        raise BadInput(f"--console-port {text}: give NAME, or NAME=PATH of its socket, such as hvc0=/tmp/hvc0.sock")
+    return ConsolePort(name=name, path=os.path.abspath(path) if path else "")
 
 
 def parse_scsi(text: str) -> ScsiDisk:

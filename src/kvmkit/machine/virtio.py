@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from kvmkit.machine.spec import Disk, MachineSpec
     from kvmkit.memory import GuestMemory
     from kvmkit.pci import HostBridge
+    from kvmkit.virtio.balloon import Balloon
     from kvmkit.virtio.blk import Blk
+    from kvmkit.virtio.console import Console
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.input import Input
     from kvmkit.virtio.mmio import MmioTransport
@@ -54,6 +56,8 @@ class VirtioDevices:
         self._closers: list[Callable[[], None]] = []
         self.scsi = None
         self.vsock: Vsock | None = None
+        self.balloon: Balloon | None = None
+        self.console: Console | None = None
         self._optional: list[VirtioDevice | None] = []
         self._transports: list[MmioTransport | PciTransport] = []
         self._pci = pci
@@ -70,6 +74,12 @@ class VirtioDevices:
                 rng = Rng(memory, log=log)
                 spec.rng_limits.limit(rng)
                 self._add(rng)
+            self._add_ports(spec)
+            if spec.balloon:
+                from kvmkit.virtio.balloon import Balloon
+
+                self.balloon = Balloon(memory, log=log)
+                self._add(self.balloon)
             if spec.vsock is not None:  # last: the others keep their places whether it is there or not
                 from kvmkit.virtio.vsock import Vsock
 
@@ -80,6 +90,15 @@ class VirtioDevices:
         except BaseException:
             self.close()
             raise
+
+    def _add_ports(self, spec: MachineSpec) -> None:
+        if not spec.console_ports:
+            return
+        from kvmkit.virtio.console import CONSOLE, Console
+
+        ports = sorted(((one.name, one.path) for one in spec.console_ports), key=lambda port: port[0] != CONSOLE)
+        self.console = Console(self._memory, ports, log=self._log)
+        self._add(self.console)
 
     def _add_disks(self, spec: MachineSpec) -> None:
         if not spec.disks:

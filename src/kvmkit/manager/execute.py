@@ -21,6 +21,7 @@ def execute(
     stderr: int = 2,
     env: Mapping[str, str] | None = None,
     cwd: str = "",
+    user: str = "",
     timeout: float | None = None,
 ) -> int:
     """Run it to its end; returns its status, as a shell has it. The descriptors stay the caller's.
@@ -31,11 +32,11 @@ def execute(
     env = dict(env or {})
     if not argv:
         raise BadInput("the command to run in the guest is empty")
-    if any("\udc80" <= c <= "\udcff" for text in [*argv, *env.values(), cwd] for c in text):
+    if any("\udc80" <= c <= "\udcff" for text in [*argv, *env.values(), cwd, user] for c in text):
         raise BadInput("arguments of a guest command must be UTF-8")
     streams = [*([stdin] if stdin is not None else []), stdout, stderr]
     connection = control.request(
-        home, "exec", streams, argv=list(argv), env=env, cwd=cwd, stdin=stdin is not None, timeout=timeout
+        home, "exec", streams, argv=list(argv), env=env, cwd=cwd, user=user, stdin=stdin is not None, timeout=timeout
     )
     try:
         answer = connection.receive()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from kvmkit.block import formats
 from kvmkit.machine import spec as machine
 from kvmkit.machine.network import Network
 from kvmkit.manager import networking
@@ -87,9 +88,16 @@ def _split(description: Description) -> tuple[list[Disk], list[Disk]]:
 
 def _disk_lacks(disk: Disk) -> Iterator[str]:
     kind = disk.format or image_format(disk.path)
-    if kind != "raw":
+    if kind in formats.FORMATS and disk.media == "disk" and disk.bus != "scsi":
+        if kind != "raw" and disk.snapshot:
+            overlay = f"kvmkit disk create changes.qcow2 --base {disk.path}"
+            yield f"-snapshot of the {kind} image {disk.path}; nearest: an overlay that you remove ({overlay})"
+        if kind != "raw" and disk.serial:
+            yield f"serial= of the {kind} image {disk.path}; nearest: without it"
+    elif kind != "raw":
         convert = f"qemu-img convert -O raw {disk.path} disk.raw"
-        yield f"{kind} images such as {disk.path}; nearest: a raw one ({convert})"
+        where = "" if kind not in formats.FORMATS else " on SCSI or as a CD-ROM"
+        yield f"{kind} images such as {disk.path}{where}; nearest: a raw one ({convert})"
 
 
 def image_format(path: str) -> str:
@@ -124,7 +132,12 @@ def fitted_disks(description: Description) -> tuple[tuple[machine.Disk, ...], tu
         direct = disk.cache in ("none", "directsync") and not disk.snapshot
         disks.append(
             machine.Disk(
-                path=disk.path, readonly=disk.readonly, direct=direct, serial=disk.serial, snapshot=disk.snapshot
+                path=disk.path,
+                format=disk.format if disk.format in formats.FORMATS else "",  # type: ignore[arg-type] # one of them
+                readonly=disk.readonly,
+                direct=direct,
+                serial=disk.serial,
+                snapshot=disk.snapshot,
             )
         )
     for disk in units:

@@ -15,6 +15,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     argv: list[str] = []
     env: dict[str, str] = {}
     cwd: str = ""
+    user: str = ""
     tty: bool = False
     stdin: bool = False
     """The first descriptor is the command's standard input; then come its output and its error output."""

@@ -80,7 +80,7 @@ def address(network: Network) -> Address | None:
     if network.kind == "user":
         from kvmkit.net import passt
 
-        return Address(passt.ADDRESS, passt.PREFIX, passt.GATEWAY, passt.NAMESERVER)
+        return Address(passt.ADDRESS, passt.PREFIX, passt.GATEWAY, passt.nameserver())
     if network.kind == "switch":
         # Link-local (RFC 3927), so that VMs meet without being told; from the card's own address, as nobody deals.
         last = bytes.fromhex(network.mac.replace(":", ""))

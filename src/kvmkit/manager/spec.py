@@ -14,7 +14,7 @@ from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network
 from kvmkit.machine.pmem import Pmem
-from kvmkit.machine.spec import Disk, ScsiDisk, Vsock
+from kvmkit.machine.spec import ConsolePort, Disk, ScsiDisk, Vsock
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
 
@@ -70,6 +70,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     volumes: Annotated[tuple[Volume, ...], Meta(description="directories of the host's, shared")] = ()
     rng: Annotated[bool, Meta(description="entropy from the host")] = False
     rng_limits: Annotated[Limits, Meta(description="rate limits of `rng`: bps, iops and their bursts")] = Limits()
+    console_ports: Annotated[
+        tuple[ConsolePort, ...], Meta(description="ports of virtio-console; hvc0 is a console")
+    ] = ()
+    balloon: Annotated[bool, Meta(description="memory that the guest can give back (kvmkit set)")] = False
     vsock: Annotated[
         bool | int | None,
         Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
@@ -123,6 +127,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         cpuid.parse(self.cpu)
         if self.hugepages:
             backing.check_choice(self.hugepages)
+        if self.balloon and self.hugepages not in ("", "transparent"):
+            raise BadInput("--balloon: memory on reserved huge pages can't be given back: leave one of them away")
         self.rng_limits.check_limits("--rng-limit")
         for disk in self.disks:
             disk.check()
@@ -197,7 +203,13 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             vhost_user=tuple(
                 msgspec.structs.replace(one, socket=os.path.join(base, one.socket)) for one in self.vhost_user
             ),
-            volumes=tuple(msgspec.structs.replace(one, host=os.path.join(base, one.host)) for one in self.volumes),
+            volumes=tuple(
+                msgspec.structs.replace(one, host=os.path.abspath(os.path.join(base, one.host))) for one in self.volumes
+            ),
+            console_ports=tuple(
+                msgspec.structs.replace(one, path=os.path.join(base, one.path) if one.path else "")
+                for one in self.console_ports
+            ),
         )
 
     def resolved(self) -> VmSpec:
@@ -273,6 +285,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             rng=self.rng,
             rng_limits=self.rng_limits,
             vsock=self.vsock_device,
+            balloon=self.balloon,
+            console_ports=self.console_ports,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

@@ -165,6 +165,7 @@ class Exec(Wait):
                 request.argv,
                 env=request.env,
                 cwd=request.cwd,
+                user=request.user,
                 tty=request.tty,
                 stdin=stdin,
                 stdout=streams[0],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 
+from kvmkit.block import formats
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.networks import next_mac
@@ -83,7 +85,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     disks = [
         Disk(
             path=disk.path,
-            format="raw",
+            format=disk.format or formats.ENDINGS.get(os.path.splitext(disk.path)[1].lower(), "raw"),
             readonly=disk.readonly,
             cache="none" if disk.direct else "",
             serial=disk.serial,
@@ -181,6 +183,8 @@ def _ours_alone(spec: VmSpec) -> Iterator[str]:
             yield f"the rate limits of {disk.path}"
         if disk.queues:
             yield f"queues={disk.queues} of {disk.path}"
+        if disk.backing or disk.key:
+            yield f"{'the base' if disk.backing else 'the key'} of {disk.path}"
     if spec.rng_limits != Limits():
         yield "the rate limits of rng"
 

@@ -108,6 +108,7 @@ class VM:
         input: bytes = b"",
         env: Mapping[str, str] | None = None,
         cwd: str = "",
+        user: str = "",
         timeout: float | None = None,
     ) -> Completed:
         """Run a command in the guest to its end. Any number may run at once, each on a thread of its own.
@@ -117,7 +118,7 @@ class VM:
         with _Pipe(input) as stdin, _Pipe() as out, _Pipe() as err:
             status = execute.execute(
                 self._home, argv, stdin=stdin.theirs if input else None, stdout=out.theirs, stderr=err.theirs,
-                env=env, cwd=cwd, timeout=timeout,
+                env=env, cwd=cwd, user=user, timeout=timeout,
             )  # fmt: skip
             return Completed(status, out.end(), err.end())
 

@@ -10,6 +10,7 @@ Everything here is one thread's, but for the console, which the machine's thread
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest.client import AgentClient, AgentGone, Woken
 from kvmkit.guest.protocol import ProtocolError
 from kvmkit.machine import Machine, State
-from kvmkit.manager import events, files, networking, outcome, record, vsock, wire
+from kvmkit.manager import events, files, networking, outcome, record, sockets, wire
 from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 30.0
 """How long a guest may take to power off when it is asked to."""
+DRIVER_SECONDS = 10.0
+"""After its agent's first word, a guest loads its drivers in a tenth of that."""
 GRACE_SECONDS = 1.0
 """Between SIGHUP and SIGKILL for a command whose client has gone."""
 
@@ -62,6 +65,8 @@ class Vmm:
         self._warn = warn
         self._orphans: list[tuple[Command, float]] = []
         self._boots = 1
+        self._drivers_at: float | None = None
+        self._drivers_told = False
         self.stopping = ""
         """Why it is to end, when somebody here wants it."""
         self.finished = False
@@ -74,7 +79,7 @@ class Vmm:
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
-            spec = vsock.placed(spec, home)
+            spec = sockets.placed(spec, home)
             self.machine = Machine(
                 spec, console_in=self._keys, console_copy=self.tap, warn=self._tell, started_ns=started_ns
             )
@@ -87,7 +92,7 @@ class Vmm:
         self.client.companion = self.server
         self.server.after_each_turn(self._look)
         own = spec.vsock
-        self._agent_socket = vsock.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
+        self._agent_socket = sockets.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
 
     def _tell(self, text: str) -> None:
         """Pass on what the machine warns of, which any thread may do."""
@@ -160,6 +165,7 @@ class Vmm:
             self._agent_socket.close()
         networks = self.machine.spec.networks
         self.machine.close()
+        self._note_undriven()
         networking.release(networks)
         self.noted.ended = ended
         self._note("ended", "ended", f"{ended.reason}{f': {ended.detail}' if ended.detail else ''}")
@@ -210,7 +216,28 @@ class Vmm:
                 self._orphans.remove(orphan)
             else:
                 moments.append(moment)
+        if (again := self._look_for_drivers(now)) is not None:
+            moments.append(again)
         return min(moments, default=None)
+
+    def _look_for_drivers(self, now: float) -> float | None:
+        """Some time after a guest in the background is up, note which devices it does not use; in the foreground,
+        cli.session tells."""
+        if self._drivers_at is None and self.client.greeted and not self.noted.foreground:
+            self._drivers_at = now + DRIVER_SECONDS
+        if self._drivers_at is None or self._drivers_told:
+            return None
+        if now >= self._drivers_at:
+            self._note_undriven()
+        return self._drivers_at
+
+    def _note_undriven(self) -> None:
+        if self._drivers_told or self.noted.foreground:
+            return
+        self._drivers_told = True
+        for line in self.machine.undriven():
+            sys.stderr.write(f"warning: {line}\n")
+            events.note(self.home.current_name(), "no driver", line)
 
     def _orphan(self, command: Command) -> None:
         self._orphans.append((command, time.monotonic() + GRACE_SECONDS))
@@ -281,16 +308,30 @@ class Vmm:
             "time": time.time(),
             "state": self.noted.state,
             "agent": self.client.greeted and self.client.broken is None,
+            "agent_channel": "vsock" if self.client.fast else "serial",
             "engine": report.accel,
             "uptime_seconds": time.time() - self.noted.started,
             "cpu_seconds": times.user + times.system,
             "memory_given_bytes": self.noted.memory,
             "memory_used_bytes": resident(),
             "exits": report.exits,
+            **self._balloon(),
             "console_readers": self.tap.readers,
             "boots": self.machine.boots,
             "networks": self._cards(),
         }
+
+    def _balloon(self) -> dict[str, Any]:
+        """What the balloon holds, and what the guest says of its memory as of the call before."""
+        try:
+            balloon = self.machine.board.virtio.balloon
+        except KvmkitError:
+            return {}
+        if balloon is None:
+            return {}
+        balloon.ask_stats()
+        told = {"target_bytes": balloon.target, "given_bytes": balloon.given_bytes}
+        return {"balloon": {**told, "returned_bytes": balloon.returned_bytes, "guest": balloon.stats()}}
 
     def _cards(self) -> list[dict[str, Any]]:
         """Its network cards: what went each way, by queue pair."""

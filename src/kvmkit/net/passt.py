@@ -21,11 +21,39 @@ ADDRESS, PREFIX, GATEWAY, NAMESERVER = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"
 MTU = 65520
 """The largest that passt takes: fewer and larger frames."""
 END_SECONDS = 2.0
+BEHIND = "/run/systemd/resolve/resolv.conf"
+"""What systemd-resolved asks."""
 
 
 def find() -> str | None:
     """Where it is; None: it is not installed."""
     return shutil.which(PROGRAM) or shutil.which(PROGRAM, path="/usr/bin:/usr/local/bin")
+
+
+def own_nameserver() -> str:
+    """The name server to tell passt of, where this host's is one of its own, such as systemd-resolved's 127.0.0.53.
+
+    passt does not pass on to that, so it is one of those that it asks itself. "": passt finds the host's, and forwards.
+    """
+    servers = nameservers("/etc/resolv.conf")
+    if not servers or not all(server.startswith("127.") for server in servers):
+        return ""
+    return next((server for server in nameservers(BEHIND) if not server.startswith("127.")), "")
+
+
+def nameserver() -> str:
+    """Where the guest asks for names."""
+    return own_nameserver() or NAMESERVER
+
+
+def nameservers(path: str) -> list[str]:
+    """The IPv4 name servers in a file as resolv.conf(5) has it."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            words = [line.split() for line in file]
+    except OSError:
+        return []
+    return [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and ":" not in line[1]]
 
 
 class Passt:
@@ -45,6 +73,8 @@ class Passt:
         command += ["--address", ADDRESS, "--netmask", str(PREFIX), "--gateway", GATEWAY, "--mtu", str(MTU)]
         command += ["--dns-forward", NAMESERVER, "--ipv4-only"]
         command += [] if loopback else ["--no-map-gw"]
+        server = own_nameserver()
+        command += ["--dns", server] if server else []
         for protocol, address, port, guest_port in publish:
             where = f"{address}/" if address else ""
             command += ["--tcp-ports" if protocol == "tcp" else "--udp-ports", f"{where}{port}:{guest_port}"]

@@ -74,10 +74,21 @@ class Memory:
 class Server:
     """Offers what `make` makes at `path`, a UNIX socket, to one frontend after the other, until `stop`.
 
+    `withheld` are features that are not offered, `negotiated` is called when the driver's are known.
     Raises BadInput or HostError when it can't listen, and what `make` raises.
     """
 
-    def __init__(self, path: str, make: Maker, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        make: Maker,
+        log: Callable[[str], None],
+        *,
+        withheld: int = 0,
+        negotiated: Callable[[VirtioDevice], None] | None = None,
+    ) -> None:
+        self.withheld = NOT_OFFERED | withheld
+        self._negotiated = negotiated
         self.path = path
         self.log = log
         self.memory = ForeignMemory(4096)
@@ -190,7 +201,7 @@ class Server:
         """One message; its answer, where it has one of its own."""
         match request:
             case Request.GET_FEATURES:
-                return U64.pack(self.device.features & ~NOT_OFFERED | PROTOCOL_FEATURES)
+                return U64.pack(self.device.features & ~self.withheld | PROTOCOL_FEATURES)
             case Request.SET_FEATURES:
                 self._set_features(*U64.unpack(payload))
             case Request.GET_PROTOCOL_FEATURES:
@@ -238,7 +249,9 @@ class Server:
         device.write_status(0)
         device.accept(features)
         device.write_status(READY)
-        if not device.status & FEATURES_OK:
+        if self._negotiated is not None:
+            self._negotiated(device)
+        if features & self.withheld or not device.status & FEATURES_OK:
             raise PeerWrong(f"features {features:#x}: not all are offered, or VIRTIO_F_VERSION_1 is missing")
 
     def _get_config(self, payload: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A VM's vsock sockets, in its directory; and the agent's second channel, which comes by one of them."""
+"""The sockets of a VM's devices, in its directory; and the agent's second channel, which comes by one of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kvmkit.errors import BadInput
 from kvmkit.guest.protocol import HOST_PORT
 from kvmkit.manager import wire
+from kvmkit.manager.wire import NotRunning
 from kvmkit.virtio.listening import listen
 
 if TYPE_CHECKING:
@@ -25,7 +27,13 @@ PARAMETER = "kvmkit.vsock"
 
 
 def placed(spec: MachineSpec, home: Home) -> MachineSpec:
-    """The spec with its vsock's socket in the VM's directory, and a CID that goes with its name."""
+    """The spec with its devices' sockets in the VM's directory, and a CID that goes with its name."""
+    if spec.console_ports:
+        ports = tuple(
+            port if port.path else msgspec.structs.replace(port, path=wire.address(home.directory, f"{port.name}.port"))
+            for port in spec.console_ports
+        )
+        spec = msgspec.structs.replace(spec, console_ports=ports)
     own = spec.vsock
     if own is None or own.path:
         return spec
@@ -33,6 +41,20 @@ def placed(spec: MachineSpec, home: Home) -> MachineSpec:
     # By the directory's descriptor: it stays right when the VM is renamed, and fits a socket's address.
     own = msgspec.structs.replace(own, cid=cid, path=wire.address(home.directory, NAME), reserved=(HOST_PORT,))
     return msgspec.structs.replace(spec, vsock=own)
+
+
+def port_path(home: Home, name: str) -> str:
+    """The socket of a console port of a VM that runs. BadInput when it has none of that name; NotRunning."""
+    from kvmkit.manager import control, files, spec
+    from kvmkit.manager.home import SPEC
+
+    if not home.running():
+        raise NotRunning(f"{home.name} is not running: {control.told(home)}")
+    given = spec.decode(files.read(home.directory, SPEC), str(home.path / SPEC))
+    for port in given.console_ports:
+        if port.name == name:
+            return port.path or wire.address(home.directory, f"{name}.port")
+    raise BadInput(f"{home.name} has no port {name}: give it --console-port {name} at its start")
 
 
 class AgentSocket:
