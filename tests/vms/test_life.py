@@ -239,3 +239,14 @@ def test_an_unnamed_vm_whose_process_died_is_shown_for_a_day(kvmkit, home: Path,
     assert kvmkit("create", "--name", "later").returncode == 0
     assert name not in kvmkit("ps", "-aq").stdout.split()
     assert kvmkit("rm", "after", "later").returncode == 0
+
+
+@pytest.mark.guest
+def test_a_guest_that_restarts_is_spoken_to_again(kvmkit) -> None:
+    assert kvmkit("run", "-d", "--name", "again", "--accel", "tcg", "--net", "none").returncode == 0
+    first = kvmkit("exec", "again", "--", "cat", "/proc/sys/kernel/random/boot_id")
+    kvmkit("exec", "again", "--", "reboot", "-f")
+    second = kvmkit("exec", "again", "--", "cat", "/proc/sys/kernel/random/boot_id")
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    assert len(second.stdout) == len(first.stdout) > 30
+    assert second.stdout != first.stdout

@@ -102,6 +102,8 @@ class AgentClient:
         self._watched: dict[int, int] = {}
         self._again: float | None = None
         self.companion: Companion | None = None
+        self.before_reading: Callable[[], object] = _nothing
+        """Called between having bytes of the serial port and taking them: the moment to `restart` for a new boot's."""
         self.broken: KvmkitError | None = None
         """Why nothing is to be had from this agent any more."""
 
@@ -503,6 +505,8 @@ class AgentClient:
             raise AgentGone(f"the guest's agent has gone: {error.strerror}") from None
         if not data:
             raise AgentGone("the guest's agent has gone")
+        if link is self._serial:
+            self.before_reading()
         for frame in link.decoder.feed(data):
             self._handle(link, frame)
         return True

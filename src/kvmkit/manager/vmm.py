@@ -91,6 +91,7 @@ class Vmm:
         self.client = AgentClient(self.machine.agent_fd, wake=self.machine.ended_fd)
         self.client.companion = self.server
         self.server.after_each_turn(self._look)
+        self.client.before_reading = self._restarted  # or a new boot's greeting would be taken for the old one's
         own = spec.vsock
         self._agent_socket = sockets.AgentSocket(own.path, self.client, self.server) if own and with_agent else None
 
