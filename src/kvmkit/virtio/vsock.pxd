@@ -96,4 +96,3 @@ cdef class Vsock(VirtioDevice):
 
 cdef bint has_more(Connection *c) noexcept nogil
 cdef uint32_t credit(Connection *c) noexcept nogil
-cdef int gather(Chain *chain, uint16_t first, uint16_t end, uint64_t skip, uint64_t left, iovec *into) noexcept nogil

@@ -12,7 +12,14 @@ import struct
 
 import cython
 from cython.cimports.kvmkit.accel.tcg.threads import monotonic
-from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new, chain_read, chain_write, queue_break
+from cython.cimports.kvmkit.virtio.chain import (
+    chain_free,
+    chain_gather,
+    chain_new,
+    chain_read,
+    chain_write,
+    queue_break,
+)
 from cython.cimports.kvmkit.virtio.lane import POLLIN, Lane
 from cython.cimports.kvmkit.virtio.queue import Queue, queue_get, queue_release, queue_unget
 from cython.cimports.kvmkit.virtio.ring import Chain, VirtQueue
@@ -93,7 +100,7 @@ from cython.cimports.kvmkit.virtio.vsock_table import (
     table_wait_for_guest,
 )
 from cython.cimports.libc.errno import EAGAIN, EINTR, errno
-from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.stdlib import calloc, free, malloc
 from cython.cimports.libc.string import memcmp
@@ -453,7 +460,7 @@ class Vsock(VirtioDevice):
             return True
         done: uint32_t = 0
         if c.length == 0 and length:
-            parts: cython.int = gather(chain, 0, chain.readable, HEADER_BYTES, length, self.iov)
+            parts: cython.int = chain_gather(chain, 0, chain.readable, HEADER_BYTES, length, self.iov)
             sent: cython.Py_ssize_t = send_parts(c.fd, self.iov, parts)
             if sent < 0 and errno != EAGAIN and errno != EINTR:
                 self.host_gone(c)
@@ -633,7 +640,7 @@ class Vsock(VirtioDevice):
         room: uint64_t = min(self.chain.write_bytes - HEADER_BYTES, cython.cast(uint64_t, credit(c)))
         if room == 0:
             return 0
-        parts: cython.int = gather(self.chain, 0, self.chain.count, HEADER_BYTES, room, self.iov)
+        parts: cython.int = chain_gather(self.chain, 0, self.chain.count, HEADER_BYTES, room, self.iov)
         got: cython.Py_ssize_t = receive_parts(c.fd, self.iov, parts)
         if got > 0:
             return got
@@ -663,33 +670,3 @@ def credit(c: cython.pointer(Connection)) -> uint32_t:
 @cython.exceptval(check=False)
 def has_more(c: cython.pointer(Connection)) -> cython.bint:
     return c.to_send != 0 or (c.state == OPEN and c.readable and credit(c) > 0)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def gather(
-    chain: cython.pointer(Chain),
-    first: uint16_t,
-    end: uint16_t,
-    skip: uint64_t,
-    left: uint64_t,
-    into: cython.pointer(iovec),
-) -> cython.int:
-    """Put `left` bytes of the chain's segments, without the first `skip`, in `into`; how many parts that are."""
-    count: cython.int = 0
-    i: uint16_t
-    for i in range(first, end):
-        size: uint64_t = chain.iov[i].iov_len
-        if skip >= size:
-            skip -= size
-            continue
-        part: uint64_t = min(size - skip, left)
-        if part == 0:
-            break
-        into[count].iov_base = cython.cast(cython.pointer(uint8_t), chain.iov[i].iov_base) + skip
-        into[count].iov_len = part
-        count += 1
-        left -= part
-        skip = 0
-    return count

@@ -100,6 +100,7 @@ cdef class Relay(VirtioDevice):
     cdef Ring *ring_at(self, int index) noexcept
     cdef void put(self, Ring *r, int index) noexcept nogil
     cdef void take_back(self, Ring *r, VirtQueue *q, int index, uint32_t written) noexcept nogil
+    cdef void release_slot(self, Ring *r, int index) noexcept nogil
     cdef bint reap(self, Ring *r, VirtQueue *q) noexcept nogil
     cdef void fail(self, Ring *r, VirtQueue *q, int index) noexcept nogil
     cdef void note(self, Ring *r, Slot *slot) noexcept nogil

@@ -436,15 +436,22 @@ class Relay(VirtioDevice):
         r.link[last] = r.free_descriptor
         r.free_descriptor = head
         r.slot_of[head] = -1
-        r.slots[index].busy = False
-        r.slots[index].next = r.free
-        r.free = index
-        r.in_flight -= 1
+        self.release_slot(r, index)
         if r.slots[index].ours:
             r.slots[index].ours = r.flushing = False
         elif q.ready:
             queue_release(q, chain, written)
         q.wanted = True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def release_slot(self, r: cython.pointer(Ring), index: cython.int) -> cython.void:
+        """Its request is no longer in flight."""
+        r.slots[index].busy = False
+        r.slots[index].next = r.free
+        r.free = index
+        r.in_flight -= 1
 
     # What is kept of a disk's writes.
 
@@ -614,10 +621,7 @@ class Relay(VirtioDevice):
             chain_write(chain, 4, cython.address(error), 4)
             chain_write(chain, 8, cython.address(unique), 8)
             written = FUSE_ANSWER
-        r.slots[index].busy = False
-        r.slots[index].next = r.free
-        r.free = index
-        r.in_flight -= 1
+        self.release_slot(r, index)
         if q.ready:
             queue_release(q, chain, written)
         q.wanted = True
