@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
+from tests.bench.short import short_run
 
 from kvmkit.bench import blk_kernel
-from kvmkit.bench.blk import BlkReport
 from kvmkit.bus import pc
 
 DISK = 1 << 20
@@ -60,16 +59,4 @@ def test_requests_that_can_not_be() -> None:
 
 @pytest.mark.kvm
 def test_a_short_run_beside_qemu() -> None:
-    command = [sys.executable, "-m", "kvmkit", "bench", "blk", "--runs", "1", "--seconds", "0.02", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    if done.returncode == 1 and not done.stdout:
-        pytest.skip(done.stderr)
-    report = msgspec.json.decode(done.stdout, type=BlkReport)
-    assert report.failures == []
-    assert len(report.points) == 6
-    for point in report.points.values():
-        (ours,) = point.kvmkit
-        assert ours is not None
-        assert ours.rate > 0
-        assert ours.exits is not None
-        assert ours.exits * point.requests < 60, "the set-up's, and none for a request"
+    short_run("blk")

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
+from tests.bench.short import short_run
 
 from kvmkit.bench import net_kernel
-from kvmkit.bench.net import NetReport, Peer, Point
+from kvmkit.bench.net import Peer, Point
 from kvmkit.bus import pc
 
 FRAMES = 500
@@ -53,16 +53,4 @@ def test_frames_that_can_not_be() -> None:
 
 @pytest.mark.kvm
 def test_a_short_run_beside_qemu() -> None:
-    command = [sys.executable, "-m", "kvmkit", "bench", "net", "--runs", "1", "--seconds", "0.02", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    if done.returncode == 1 and not done.stdout:
-        pytest.skip(done.stderr)
-    report = msgspec.json.decode(done.stdout, type=NetReport)
-    assert report.failures == []
-    assert len(report.points) == 6
-    for point in report.points.values():
-        (ours,) = point.kvmkit
-        assert ours is not None
-        assert ours.rate > 0
-        assert ours.exits is not None
-        assert ours.exits * point.requests < 60, "the set-up's, and none for a frame"
+    short_run("net")

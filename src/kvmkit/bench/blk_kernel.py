@@ -1,54 +1,32 @@
 """A virtio-blk driver of 240 bytes that runs in ring 3 and polls, on bench.kernel's way there.
 
-What can be known before is in its file: the registers to write, descriptors, the requests' headers and a list of
-sectors. It keeps `depth` requests with the device and rings the doorbell when the device asks for that. Its ring has
-neither event indices nor interrupts. A request that fails ends it with status 15.
+In its file are the requests' headers and a list of sectors, too. It keeps `depth` requests with the device and rings
+the doorbell when the device asks for that. A request that fails ends it with status 15.
 
-Sources: virtio 1.2, 2.7, 4.2.2 and 5.2.6.
+Source: virtio 1.2, 5.2.6; and virtio_kernel's.
 """
 
 from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Mapping
 from typing import Literal
 
-from kvmkit.bench import kernel
+from kvmkit.bench import virtio_kernel
+from kvmkit.bench.virtio_kernel import BUFFERS, NEXT, WRITE
 
 Way = Literal["read", "write"]
 
-REGISTERS = 0x200000
-DESCRIPTORS, AVAILABLE, USED = 0x210000, 0x211000, 0x212000
 HEADERS = 0x220000
 """Request i uses descriptors 3 i to 3 i + 2; its header is at HEADERS + 48 i and its status at STATUS + 3 i."""
 STATUS = 0x221000
 SECTORS = 0x300000
 SECTOR_COUNT = 0x4000
-BUFFERS = 0x400000
-QUEUE = 256
 MOST_DEPTH = 32
 MOST_REQUESTS = 0x7FFFFFFF
-NEXT, WRITE = 1, 2
-FLUSH, VERSION_1 = 1 << 9, 1
+FLUSH = 1 << 9
 SECTOR = 512
 
-SET_UP = """
-    bb {base}              mov ebx, base
-    be 00002000            mov esi, REGISTERS
-    8b06                   1: mov eax, [rsi]
-    83f8ff                 cmp eax, -1
-    740c                   je 2f
-    8b5604                 mov edx, [rsi + 4]
-    891403                 mov [rbx + rax], edx
-    4883c608               add rsi, 8
-    ebed                   jmp 1b
-    4531c0                 2: xor r8d, r8d             begun
-    4531c9                 xor r9d, r9d                the used index seen
-    4531db                 xor r11d, r11d              the available index
-    41ba {total}           mov r10d, total
-    4589d5                 mov r13d, r10d              not done
-"""
 _RUN = """
     eb5d                   jmp begin
 
@@ -120,31 +98,13 @@ def build(
     generator = random.Random(seed)  # the same for each side
     order = [i % places if sequential else generator.randrange(places) for i in range(SECTOR_COUNT)]
     data = {
-        REGISTERS: b"".join(struct.pack("<II", *pair) for pair in _registers()) + b"\xff" * 8,
-        DESCRIPTORS: b"".join(_request(i, way, size) for i in range(depth)),
-        AVAILABLE: struct.pack("<H", 1),  # no interrupts
+        virtio_kernel.DESCRIPTORS: b"".join(_request(i, way, size) for i in range(depth)),
         HEADERS: b"".join(struct.pack("<IIQ32x", 1 if way == "write" else 0, 0, 0) for _ in range(depth)),
         STATUS: b"\xff" * 3 * depth,
         SECTORS: struct.pack(f"<{SECTOR_COUNT}Q", *(place * (size // SECTOR) for place in order)),
     }
     values = {"base": base, "total": requests, "heads": 3 * depth}
-    program = code(SET_UP, values) + kernel.say(kernel.START) + code(_RUN, values) + kernel.say(kernel.END)
-    return kernel.image(program + kernel.tail(), data)
-
-
-def code(listing: str, values: Mapping[str, int]) -> bytes:
-    """The bytes of a listing: two spaces and more part them from the instruction in words."""
-    filled = listing.format(**{name: struct.pack("<I", value).hex() for name, value in values.items()})
-    return b"".join(bytes.fromhex(line.strip().split("  ", 1)[0]) for line in filled.splitlines() if line.strip())
-
-
-def _registers() -> list[tuple[int, int]]:
-    """(offset, value) of each register to write: 3.1.1 and 4.2.3."""
-    set_up = [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 0), (0x20, FLUSH), (0x24, 1), (0x20, VERSION_1), (0x70, 11)]
-    set_up += [(0x30, 0), (0x38, QUEUE)]
-    for offset, address in ((0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xA0, USED)):
-        set_up += [(offset, address), (offset + 4, 0)]
-    return [*set_up, (0x44, 1), (0x70, 15)]
+    return virtio_kernel.build(_RUN, values, data, features=FLUSH)
 
 
 def _request(i: int, way: Way, size: int) -> bytes:

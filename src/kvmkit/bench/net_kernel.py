@@ -1,10 +1,9 @@
 """A virtio-net driver of 200 bytes that runs in ring 3 and polls, on bench.kernel's way there: it sends, or receives.
 
-What can be known before is in its file: the registers to write, descriptors and frames. It keeps `DEPTH` buffers with
-the device and rings the doorbell when the device asks for that. Its ring has neither event indices nor interrupts. One
-that comes back with another length than it should ends it with status 15.
+In its file are the frames, too. It keeps `DEPTH` buffers with the device and rings the doorbell when the device asks
+for that. One that comes back with another length than it should ends it with status 15.
 
-Sources: virtio 1.2, 2.7, 4.2.2 and 5.1.6.
+Source: virtio 1.2, 5.1.6; and virtio_kernel's.
 """
 
 from __future__ import annotations
@@ -12,22 +11,16 @@ from __future__ import annotations
 import struct
 from typing import Literal
 
-from kvmkit.bench import kernel
-from kvmkit.bench.blk_kernel import SET_UP, code
+from kvmkit.bench import virtio_kernel
+from kvmkit.bench.virtio_kernel import BUFFERS, WRITE
 
 Way = Literal["send", "receive"]
 
-REGISTERS = 0x200000
-DESCRIPTORS, AVAILABLE, USED = 0x210000, 0x211000, 0x212000
-BUFFERS = 0x400000
-QUEUE = 256
 DEPTH = 128
 """Buffers with the device at once."""
 HEADER = 12
 MOST_FRAMES = 0x7FFFFFFF
 MOST_SIZE = 65535
-WRITE = 2
-VERSION_1 = 1
 GUEST, PEER = bytes.fromhex("525400123456"), bytes.fromhex("525400abcdef")
 
 _RUN = """
@@ -88,11 +81,9 @@ def build(base: int, way: Way, size: int, frames: int) -> bytes:
     stride = (HEADER + size + 63) & ~63
     flags = WRITE if way == "receive" else 0
     data = {
-        REGISTERS: b"".join(struct.pack("<II", *pair) for pair in _registers(way)) + b"\xff" * 8,
-        DESCRIPTORS: b"".join(
+        virtio_kernel.DESCRIPTORS: b"".join(
             struct.pack("<QIHH", BUFFERS + i * stride, HEADER + size, flags, 0) for i in range(DEPTH)
         ),
-        AVAILABLE: struct.pack("<H", 1),  # no interrupts
     }
     if way == "send":
         data[BUFFERS] = (bytes(HEADER) + frame(size, PEER, GUEST)).ljust(stride, b"\0") * DEPTH
@@ -105,19 +96,9 @@ def build(base: int, way: Way, size: int, frames: int) -> bytes:
         "depth": DEPTH,
         "length": 0 if way == "send" else HEADER + size,
     }
-    program = code(SET_UP, values) + kernel.say(kernel.START) + code(_RUN, values) + kernel.say(kernel.END)
-    return kernel.image(program + kernel.tail(), data)
+    return virtio_kernel.build(_RUN, values, data, queue=values["queue"])
 
 
 def frame(size: int, to: bytes = GUEST, source: bytes = PEER) -> bytes:
     """A frame of `size` bytes, of a protocol for experiments."""
     return (to + source + b"\x88\xb5").ljust(size, b"n")
-
-
-def _registers(way: Way) -> list[tuple[int, int]]:
-    """(offset, value) of each register to write: 3.1.1 and 4.2.3."""
-    set_up = [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 0), (0x20, 0), (0x24, 1), (0x20, VERSION_1), (0x70, 11)]
-    set_up += [(0x30, 1 if way == "send" else 0), (0x38, QUEUE)]
-    for offset, address in ((0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xA0, USED)):
-        set_up += [(offset, address), (offset + 4, 0)]
-    return [*set_up, (0x44, 1), (0x70, 15)]

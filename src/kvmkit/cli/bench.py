@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
-    from kvmkit.bench.blk import BlkReport
     from kvmkit.bench.boot import BootReport
     from kvmkit.bench.exits import ExitsReport
-    from kvmkit.bench.net import NetReport
+    from kvmkit.bench.points import PointsReport
+    from kvmkit.guest.progress import Progress
+
+Report = TypeVar("Report", "BootReport", "ExitsReport", "PointsReport")
 
 SUMMARY = "measure beside QEMU in one run"
 
@@ -73,65 +76,52 @@ def _boot(args: argparse.Namespace, runs: int, timeout: float) -> int:
     engine = choose(args.accel).__name__.rsplit(".", 1)[-1]
     with Shown() as progress:
         report = boot.measure(engine, runs, memory, timeout, progress)
-    if args.json:
-        _print_json(report)
-    else:
-        boot.show(report, sys.stdout)
-    return 1 if report.failures else 0
+    return _told(args, report, boot.show)
 
 
 def _exits(args: argparse.Namespace, runs: int, timeout: float) -> int:
-    from kvmkit.accel.choose import choose
     from kvmkit.bench import exits
+
+    return _on_kvm(args, runs, timeout, exits.measure, exits.show)
+
+
+def _blk(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    from kvmkit.bench import blk
+
+    return _on_kvm(args, runs, timeout, blk.measure, blk.show)
+
+
+def _net(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    from kvmkit.bench import net
+
+    return _on_kvm(args, runs, timeout, net.measure, net.show)
+
+
+def _on_kvm(
+    args: argparse.Namespace,
+    runs: int,
+    timeout: float,
+    measure: Callable[[float, int, float, Progress], Report],
+    show: Callable[[Report, IO[str]], None],
+) -> int:
+    from kvmkit.accel.choose import choose
     from kvmkit.guest.progress import Shown
 
     seconds = _number(args.seconds, "--seconds", 0.01, MOST_SECONDS)
     choose("kvm")  # one that can't be used is told before anything starts
     with Shown() as progress:
-        report = exits.measure(seconds, runs, timeout, progress)
+        report = measure(seconds, runs, timeout, progress)
+    return _told(args, report, show)
+
+
+def _told(args: argparse.Namespace, report: Report, show: Callable[[Report, IO[str]], None]) -> int:
     if args.json:
-        _print_json(report)
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
     else:
-        exits.show(report, sys.stdout)
+        show(report, sys.stdout)
     return 1 if report.failures else 0
-
-
-def _blk(args: argparse.Namespace, runs: int, timeout: float) -> int:
-    from kvmkit.accel.choose import choose
-    from kvmkit.bench import blk
-    from kvmkit.guest.progress import Shown
-
-    seconds = _number(args.seconds, "--seconds", 0.01, MOST_SECONDS)
-    choose("kvm")
-    with Shown() as progress:
-        report = blk.measure(seconds, runs, timeout, progress)
-    if args.json:
-        _print_json(report)
-    else:
-        blk.show(report, sys.stdout)
-    return 1 if report.failures else 0
-
-
-def _net(args: argparse.Namespace, runs: int, timeout: float) -> int:
-    from kvmkit.accel.choose import choose
-    from kvmkit.bench import net
-    from kvmkit.guest.progress import Shown
-
-    seconds = _number(args.seconds, "--seconds", 0.01, MOST_SECONDS)
-    choose("kvm")
-    with Shown() as progress:
-        report = net.measure(seconds, runs, timeout, progress)
-    if args.json:
-        _print_json(report)
-    else:
-        net.show(report, sys.stdout)
-    return 1 if report.failures else 0
-
-
-def _print_json(report: BootReport | ExitsReport | BlkReport | NetReport) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
 
 
 def _number(text: str, option: str, low: float, high: float, *, whole: bool = False) -> float:
