@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from kvmkit.cli.parser import seconds, whole_number
@@ -264,25 +265,24 @@ def run_spec(
     machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
         attached=not spec.with_agent and not spec.serial
     )
-    pidfile = None
-    if spec.pidfile:
-        from kvmkit.manager.pidfile import PidFile
+    with _pidfile(spec.pidfile), create.make(spec, temporary=temporary) as home:
+        if spec.root_size or not temporary:
+            machine = _with_layer(home, machine, spec)
+        return session.run(
+            home,
+            machine,
+            command=list(spec.command) or None,
+            with_agent=spec.with_agent,
+            tty=tty,
+            stats=stats,
+            started_ns=started_ns,
+            serial=spec.serial,
+        )
 
-        pidfile = PidFile(spec.pidfile)
-    try:
-        with create.make(spec, temporary=temporary) as home:
-            if spec.root_size or not temporary:
-                machine = _with_layer(home, machine, spec)
-            return session.run(
-                home,
-                machine,
-                command=list(spec.command) or None,
-                with_agent=spec.with_agent,
-                tty=tty,
-                stats=stats,
-                started_ns=started_ns,
-                serial=spec.serial,
-            )
-    finally:
-        if pidfile is not None:
-            pidfile.close()
+
+def _pidfile(path: str) -> AbstractContextManager[object]:
+    if not path:
+        return nullcontext()
+    from kvmkit.manager.pidfile import PidFile
+
+    return PidFile(path)

@@ -10,13 +10,11 @@ from kvmkit.errors import BadInput
 
 
 class PidFile:
-    """`path` '' makes none. Raises BadInput, in a line, when it can't be written or another process has it."""
+    """Raises BadInput, in a line, when it can't be written or another process has it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = -1
-        if not path:
-            return
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
