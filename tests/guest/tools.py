@@ -24,6 +24,12 @@ def find(name: str) -> str:
     return path
 
 
+def libraries(program: str) -> list[Path]:
+    """What it is linked with, the loader included."""
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    return [Path(found) for found in LIBRARY.findall(listed)]
+
+
 def tool_disk(image: Path, *names: str) -> None:
     """Make `image`. A guest mounts it at /mnt (ext4, read-only), and has the programs in /mnt/bin."""
     mke2fs = find("mke2fs")
@@ -33,13 +39,12 @@ def tool_disk(image: Path, *names: str) -> None:
         (tree / "lib").mkdir()
         for name in names:
             program = find(name)
-            listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-            libraries = [Path(found) for found in LIBRARY.findall(listed)]
-            for library in libraries:
+            needed = libraries(program)
+            for library in needed:
                 target = tree / "lib" / library.name
                 if not target.exists():
                     shutil.copy(library, target)
-            loader = next(library.name for library in libraries if library.name.startswith("ld-"))
+            loader = next(library.name for library in needed if library.name.startswith("ld-"))
             shutil.copy(program, tree / "bin" / f"{name}.real")
             wrapper = tree / "bin" / name
             wrapper.write_text(WRAPPER.format(loader=loader, name=name))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.vms.conftest import Kvmkit, caller
+from tests.vms.conftest import Kvmkit, caller, machines_of
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +28,9 @@ def debian() -> Path:
 
 @pytest.fixture(scope="session")
 def home(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from kvmkit.paths import cache_dir
-
     home = tmp_path_factory.mktemp("images-home")
-    (home / "cache").mkdir()
-    os.symlink(cache_dir() / "images", home / "cache" / "images")
-    yield home
-    run = caller(home)
-    run("rm", "-f", *run("ps", "-aq").stdout.split())
-    assert run("ps", "-aq").stdout == ""
+    with machines_of(home):
+        yield home
 
 
 @pytest.fixture(scope="session")

@@ -11,40 +11,27 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.guest.tools import libraries
+from tests.vms.conftest import Kvmkit, machines_of
 
 from kvmkit.net import passt
 
 pytestmark = pytest.mark.guest
-Kvmkit = Callable[..., subprocess.CompletedProcess[str]]
-COMMAND = [sys.executable, "-m", "kvmkit"]
 
 needs_passt = pytest.mark.skipif(passt.find() is None, reason="passt is not installed")
 
 
 @pytest.fixture
 def kvmkit(tmp_path: Path) -> Iterator[Kvmkit]:
-    from kvmkit.guest import images
-    from kvmkit.paths import cache_dir
-
-    images.ensure()
-    (tmp_path / "cache").mkdir()
-    os.symlink(cache_dir() / "images", tmp_path / "cache" / "images")
-
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "KVMKIT_HOME": str(tmp_path)}
-        return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=100, env=env)
-
-    yield call
-    call("rm", "-f", *call("ps", "-aq").stdout.split())
+    with machines_of(tmp_path) as call:
+        yield call
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -190,8 +177,7 @@ def with_libraries(program: str, target: Path) -> list[str]:
     """Write an initramfs with a program of the host's and its libraries; how it is called in a guest that has none."""
     from kvmkit.guest.cpio import CpioWriter
 
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    files = sorted({part for part in listed.split() if part.startswith("/")})
+    files = sorted({str(library) for library in libraries(program)})
     with target.open("wb") as file:
         cpio = CpioWriter(file)
         cpio.directory("p")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,23 +30,31 @@ def caller(home: Path) -> Kvmkit:
     return call
 
 
+@contextmanager
+def machines_of(home: Path) -> Iterator[Kvmkit]:
+    """`kvmkit` with its VMs in `home` and the user's images; no VM is left when it ends."""
+    from kvmkit.paths import cache_dir
+
+    (home / "cache").mkdir()
+    os.symlink(cache_dir() / "images", home / "cache" / "images")
+    run = caller(home)
+    yield run
+    run("rm", "-f", *run("ps", "-aq").stdout.split())
+    assert run("ps", "-aq").stdout == ""
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from kvmkit.errors import HostError
     from kvmkit.guest import images
-    from kvmkit.paths import cache_dir
 
     try:
         images.ensure()
     except HostError as error:
         pytest.skip(f"the guest image can't be built here: {error}")
     home = tmp_path_factory.mktemp("home")
-    (home / "cache").mkdir()
-    os.symlink(cache_dir() / "images", home / "cache" / "images")
-    yield home
-    run = caller(home)
-    run("rm", "-f", *run("ps", "-aq").stdout.split())
-    assert run("ps", "-aq").stdout == ""
+    with machines_of(home):
+        yield home
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.guest.tools import libraries
 
 pytestmark = pytest.mark.guest
 QEMU_GA = shutil.which("qemu-ga") or shutil.which("qemu-ga", path="/usr/sbin:/usr/bin")
@@ -82,9 +81,7 @@ def test_qemu_ga_in_a_guest(kvmkit, ports: str, tmp_path: Path) -> None:
     tree = tmp_path / "qga"
     tree.mkdir()
     shutil.copy(QEMU_GA, tree)
-    for library in re.findall(
-        r"(/\S+\.so\S*)", subprocess.run(["ldd", QEMU_GA], capture_output=True, text=True).stdout
-    ):
+    for library in libraries(QEMU_GA):
         shutil.copy(library, tree)
     assert kvmkit("cp", str(tree), f"{ports}:/root/").returncode == 0
     start = (
