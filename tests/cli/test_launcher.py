@@ -155,11 +155,15 @@ def test_another_apt_is_waited_for(tmp_path: Path) -> None:
 def test_from_a_clone_to_a_moved_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMKIT_OPTIMIZE", "-O0")  # that compilers take long is not what is tested
     checkout = copy(tmp_path / "a checkout")
+    for place in ("kvmkit.installing", "lib/half a package"):  # as if pip had been killed
+        (checkout / ".venv" / place).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / ".venv" / place).touch()
     command = [str(checkout / "kvmkit"), "--version"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:  # one sets up, the other waits for it
         assert process.communicate() == (VERSION, "")
         assert process.returncode == 0
+    assert not any((checkout / ".venv" / place).exists() for place in ("kvmkit.installing", "lib/half a package"))
     stamp = checkout / "build" / "kvmkit.ready"
     before = stamp.stat().st_mtime_ns
     link = tmp_path / "link"
@@ -188,10 +192,8 @@ def test_from_a_clone_to_a_moved_checkout(tmp_path: Path, monkeypatch: pytest.Mo
     assert broken.returncode == 1
     assert "compiling" in broken.stderr
     changed.write_text(changed.read_text().replace("this is no Python\n", ""))
-    (checkout / ".venv" / "kvmkit.installing").touch()  # as if pip had been killed
     moved = checkout.rename(tmp_path / "moved")
     assert run(moved, "--version").stdout == VERSION
-    assert not (moved / ".venv" / "kvmkit.installing").exists()
 
 
 @IN_CI
