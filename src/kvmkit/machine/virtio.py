@@ -108,7 +108,7 @@ class VirtioDevices:
 
         for number, disk in enumerate(spec.disks):
             if disk.served:
-                self._add_served_disk(disk, disk.queues or 1)  # with one queue, nothing is lost with the daemon
+                self._add_served_disk(disk, disk.queues or 1)  # its daemon has one thread
                 continue
             file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct, raw=disk.format == "raw")
             try:

@@ -62,7 +62,7 @@ class VhostUserDevice(Relay):
         self._link: Link | None = None
         self._up: set[int] = set()
         self._begun = False
-        self._given_up = False
+        self._replayed: Link | None = None
         self._lost_at = 0.0
         self.reconnects = 0
         link = self._first(wait)
@@ -150,18 +150,22 @@ class VhostUserDevice(Relay):
             ours = VERSION_1 | link.features & INDIRECT_DESC
             link.begin(self.accepted & DEVICE_BITS & ~self.spec.own_features | ours, self._regions())
             self._begun = True
-        for queue in self.queues:
-            if queue.ready and queue.index not in self._up:
-                self.prepare(queue.index)
-                link.start_queue(queue.index, 256, *self.addresses(queue.index))
-                self._up.add(queue.index)
-                self._replay(queue.index)
-                self.requeue(queue.index)
-                self.connect(queue.index, True)
+        began = [queue.index for queue in self.queues if queue.ready and queue.index not in self._up]
+        for index in began:
+            self.prepare(index)
+            link.start_queue(index, 256, *self.addresses(index))
+            self._up.add(index)
+        if began and self._replayed is not link:  # once, before any queue has something else to do
+            self._replay(began[0])
+            self._replayed = link
+        if began:
+            self.keep(bool(self.accepted & self.spec.flush))
+        for index in began:
+            self.requeue(index)
+            self.connect(index, True)
 
     def _replay(self, index: int) -> None:
         """A disk's writes that were answered and not flushed, to a backend that need not know of them."""
-        self.keep(index, len(self.queues) == 1 and bool(self.accepted & self.spec.flush))
         failed = self.replay(index)
         if failed < 0:
             raise PeerGone("it does not write again what was not flushed")
@@ -286,10 +290,9 @@ class VhostUserDevice(Relay):
         self._begun = False
         self._lost_at = time.monotonic()
         if self.spec.stateful:
-            self._given_up = True
             for index in range(len(self.queues)):
                 self.give_up(index)
-            self._say(f"its backend is gone ({why}): the guest gets errors from it until it is started again")
+            self._say(f"its backend is gone ({why}): the guest gets errors (ENOTCONN) until it mounts it again")
         else:
             then = "it is started again" if self.daemon else f"another one listens at {self.path}"
             self._say(f"its backend is gone ({why}): the guest waits until {then}")
@@ -312,9 +315,6 @@ class VhostUserDevice(Relay):
                 if self._wait_on(link):
                     return
                 continue
-            if self._given_up:
-                self._sleep(None)
-                return
             lived = self._lost_at - self._since
             delay = RETRY_SECONDS if lived > HEALTHY_SECONDS else min(2 * delay, SLOWEST_RETRY_SECONDS)
             while self._link is None:
@@ -326,11 +326,11 @@ class VhostUserDevice(Relay):
                     self._say(f"the backend that now listens at {self.path} can't be used: {why}")
                     delay = SLOWEST_RETRY_SECONDS
 
-    def _sleep(self, seconds: float | None) -> bool:
+    def _sleep(self, seconds: float) -> bool:
         """True: it is over."""
         poll = select.poll()
         poll.register(self._ending, select.POLLIN)
-        return bool(poll.poll(None if seconds is None else 1000 * seconds))
+        return bool(poll.poll(1000 * seconds))
 
     def _wait_on(self, link: Link) -> bool:
         """Wait until something happens with this connection, and see to it. True: it is over."""
@@ -403,7 +403,8 @@ class VhostUserDevice(Relay):
             self._go_on()
             if self._link is not None:
                 self.reconnects += 1
-                self._say("a backend serves it again")
+                mount = "; what the guest had mounted it has to unmount, and mount again" if self.spec.stateful else ""
+                self._say(f"a backend serves it again{mount}")
         finally:
             self.lock.release()
         return ""

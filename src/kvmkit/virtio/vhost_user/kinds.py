@@ -33,8 +33,9 @@ class Kind:
     """`config` makes the configuration space, asking the backend where it is the one to know.
 
     `finishes`: each request is answered in a time, so that a pause can wait for all. `stateful`: a backend that is
-    started again knows nothing of what the driver did with the one before, so there is no going on. `own_features`
-    are offered to the driver here, and kept from the backend. `fixed`: the device has so many queues and no others.
+    started again knows nothing of what the driver did with the one before, so the driver has to begin anew.
+    `own_features` are offered to the driver here, and kept from the backend. `fixed`: the device has so many queues and
+    no others.
     """
 
     name: str
