@@ -155,7 +155,7 @@ class VirtioDevices:
             return
         from kvmkit.machine.scsi import ScsiAdapter
 
-        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
+        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log, min(spec.cpus, 8))
         self._add(self.scsi.device)
 
     def _add_networks(self, spec: MachineSpec) -> None:
