@@ -217,6 +217,7 @@ def test_what_can_not_be(tmp_path: Path) -> None:
     assert "is a whole path" in refuse("--volume", f"{tmp_path}:/a/../..")
     assert "no process serves" in refuse("--vhost-user", f"blk={tmp_path}/s")
     assert "such as --vhost-user blk=" in refuse("--vhost-user", "blk")
-    assert "no kind 'gpu'" in refuse("--vhost-user", "gpu=/tmp/s")
+    assert "no kind 'sound'" in refuse("--vhost-user", "sound=/tmp/s")
+    assert "gpu has no option" in refuse("--vhost-user", "gpu=/tmp/s,queues=2")
     assert "fs needs tag=NAME" in refuse("--vhost-user", "fs=/tmp/s")
     assert "1 to 63" in refuse("--vhost-user", "generic=/tmp/s,id=99,queues=2")

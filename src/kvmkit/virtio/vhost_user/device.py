@@ -15,6 +15,7 @@ from collections.abc import Callable
 from kvmkit.errors import BadInput, HostError, KvmkitError
 from kvmkit.memory import HIGH_RAM, GuestMemory
 from kvmkit.vhost_user.daemon import Daemon
+from kvmkit.vhost_user.display import Display
 from kvmkit.vhost_user.link import Link, Region, refusal
 from kvmkit.vhost_user.messages import MOST_REGIONS, PeerGone, PeerWrong
 from kvmkit.virtio.device import DRIVER_OK
@@ -64,10 +65,12 @@ class VhostUserDevice(Relay):
         self._begun = False
         self._replayed: Link | None = None
         self._lost_at = 0.0
+        self.display = Display() if kind.display else None
         self.reconnects = 0
         link = self._first(wait)
         try:
             count = self._check(link, kind, queues)
+            self._show(link)
             super().__init__(
                 memory,
                 kind.device,
@@ -81,6 +84,8 @@ class VhostUserDevice(Relay):
             )
         except BaseException as error:
             link.close()
+            if self.display is not None:
+                self.display.close()
             if daemon is not None:
                 daemon.close()
             if isinstance(error, LOST):
@@ -91,6 +96,11 @@ class VhostUserDevice(Relay):
         self._ending = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watcher = threading.Thread(target=self._watch, name=f"watch {self.name}", daemon=True)
         self._watcher.start()
+
+    def _show(self, link: Link) -> None:
+        """Give a graphics card a display."""
+        if self.display is not None:
+            link.set_display(self.display.connect())
 
     def _first(self, wait: float) -> Link:
         if self.daemon is None:
@@ -248,6 +258,8 @@ class VhostUserDevice(Relay):
         if self._link is not None:
             self._link.close()
             self._link = None
+        if self.display is not None:
+            self.display.close()
         if self.daemon is not None:
             self.daemon.close()
         os.close(self._ending)
@@ -396,7 +408,7 @@ class VhostUserDevice(Relay):
         try:
             self._link = link
             self._since = time.monotonic()
-            if not self._try(self._take_config):
+            if not (self._try(self._show) and self._try(self._take_config)):
                 return ""
             for lane in self.lanes:
                 lane.hold()
