@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from net_card import Peer, frame
+from test_tap import namespace
+from tests.guest.tools import tool_disk
 
 pytestmark = pytest.mark.guest
 SCRIPT = """
@@ -131,3 +133,31 @@ def test_what_linux_asks_its_card_for(guest: Guest) -> None:
     guest.do("ip link del eth0.7")
     assert guest.takes(tagged(7, STRANGER)) == 0
     guest.ask("end")
+
+
+PAIRS = """
+set -e
+mount -t ext4 -o ro /dev/vda /mnt
+ip addr add 10.99.0.2/24 dev eth0; ip link set eth0 up
+for pairs in 8 1 5; do
+    /mnt/bin/ethtool -L eth0 combined $pairs
+    /mnt/bin/ethtool -l eth0 | tail -n 1
+    ping -c 1 -W 20 10.99.0.1 > /dev/null && echo answered
+done
+/mnt/bin/ethtool -L eth0 combined 9 2> /dev/null || echo refused
+"""
+
+
+def test_queue_pairs_as_ethtool_sets_them(tmp_path: Path) -> None:
+    """On a TAP device, in a network of its own; one vCPU uses one pair of those that it has set."""
+    tools, name = tmp_path / "tools", "kvmkit-pairs"
+    tool_disk(tools, "ethtool")
+    run = f"{sys.executable} -m kvmkit run tiny --accel tcg --timeout 100 --net tap={name},queues=8 --disk {tools},ro"
+    script = f"""
+        mount -t sysfs sysfs /sys
+        ip tuntap add dev {name} mode tap multi_queue && ip addr add 10.99.0.1/24 dev {name} && ip link set {name} up
+        exec {run} -- sh -c '{PAIRS}'
+    """
+    done = subprocess.run([*namespace(), "sh", "-c", script], capture_output=True, text=True)
+    expected = [word for pairs in (8, 1, 5) for word in ("Combined:", str(pairs), "answered")]
+    assert done.stdout.split() == [*expected, "refused"], done.stderr
