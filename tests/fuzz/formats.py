@@ -135,14 +135,14 @@ def _multiboot() -> bytearray:
 
 def states(data: bytes) -> None:
     """Saved states, which may come from a file of anybody's: each is refused in one line, or is one to go on from."""
-    from . import devices
+    from .bench import RINGS
     from .targets import bench
 
     program = Reader(data)
     name = program.choose(("rng", "blk", "scsi", "vsock"))
     pci = program.flag()
     kind = PciDriver if pci else MmioDriver
-    b = bench(f"{name}-{'pci' if pci else 'mmio'}", getattr(devices, name), kind)
+    b = bench(name, kind)
     b.said.clear()
     b.due = 0
     b.program = program
@@ -155,7 +155,7 @@ def states(data: bytes) -> None:
             thing.restore(state)
         except BadInput as error:
             one_line(error)
-    b.memory.write(devices.RINGS, program.bytes(128))
+    b.memory.write(RINGS, program.bytes(128))
     b.settle()
     b.watch()
     b.finish()
