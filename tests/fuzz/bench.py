@@ -226,7 +226,11 @@ class Bench:
         self.settle()
 
     def restart(self, program: Reader) -> None:
-        self.driver.reset() if program.flag() else self.start()
+        if program.flag():
+            self.place(msix=self.driver.msix if isinstance(self.driver, PciDriver) else False)
+            self.driver.reset()
+        else:
+            self.start()
         self.due += 1
 
     def single(self, program: Reader) -> None:
@@ -257,7 +261,7 @@ class Bench:
             self.device.set_limit(bytes=1e12, operations=1e9)
         elif what == 2:
             self.device.set_limit()
-        elif what == 3 and hasattr(self.device, "resize"):
+        elif what == 3 and hasattr(self.device, "disk"):
             os.ftruncate(self.device.disk.fd, DISK - 512 * program.below(8))
             self.device.resize()
         else:
@@ -277,3 +281,14 @@ def ask(bench: Bench, queue: int, data: bytes, room: int) -> bytes:
     found = driver.queues[queue].collect()
     assert found, f"no answer: {bench.device.failure or bench.device.status}"
     return memory.read(0x140000, found[0][1]) if found[0][1] else b""
+
+
+def disk_file(size: int = DISK, **options: Any) -> Any:
+    from kvmkit.block.file import DiskFile
+
+    fd = os.memfd_create("fuzz-disk")
+    os.ftruncate(fd, size)
+    try:
+        return DiskFile(f"/proc/self/fd/{fd}", **options)
+    finally:
+        os.close(fd)

@@ -7,24 +7,12 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any
 
 from kvmkit.memory import GuestMemory
 from kvmkit.testing import MmioDriver
 
-from .bench import DISK, Bench, ask
+from .bench import DISK, Bench, ask, disk_file
 from .reader import Reader
-
-
-def disk_file(size: int = DISK, **options: Any) -> Any:
-    from kvmkit.block.file import DiskFile
-
-    fd = os.memfd_create("fuzz-disk")
-    os.ftruncate(fd, size)
-    try:
-        return DiskFile(f"/proc/self/fd/{fd}", **options)
-    finally:
-        os.close(fd)
 
 
 def blk(kind: type[MmioDriver]) -> Bench:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvmkit.testing import MmioDriver, PciDriver
 
-from . import devices, formats
+from . import devices, formats, kinds, peers, platform
 from .bench import Bench
 from .queues import packed, split
 
@@ -37,15 +37,27 @@ DEVICES: dict[str, Callable[[Any], Bench]] = {
     "net": devices.net,
     "blk": devices.blk,
     "scsi": devices.scsi,
+    "console": kinds.console,
+    "balloon": kinds.balloon,
     "vsock": devices.vsock,
     "rng": devices.rng,
+    "input": kinds.keyboard,
+    "pmem": kinds.pmem,
+    "relay": kinds.relay,
+    "pci": lambda kind: platform.pci(),
 }
 
 TARGETS: dict[str, Target] = {name: on(name) for name in DEVICES} | {
     "queue-split": split,
     "queue-packed": packed,
+    "vhost-backend": peers.backend,
+    "vhost-frontend": peers.frontend,
+    "ports": platform.ports,
+    "chips": platform.chips,
+    "fw-cfg": platform.fw_cfg,
     "states": formats.states,
     "agent": formats.agent,
+    "qga": peers.qga,
     "boot": formats.boot,
 }
 
@@ -56,3 +68,4 @@ def close() -> None:
         made.driver.close() if not isinstance(made.driver, PciDriver) else made.driver.pci.close()
         made.device.close()
     _benches.clear()
+    peers.close()
