@@ -15,7 +15,7 @@ from kvmkit.testing import MmioDriver
 from kvmkit.virtio.device import DRIVER_OK
 from kvmkit.virtio.vhost_user.relay import RINGS_AT, Relay
 
-from .bench import Bench, ask, disk_file
+from .bench import MEMORY, Bench, ask, disk_file
 from .reader import Reader
 
 
@@ -94,7 +94,8 @@ def balloon(kind: type[MmioDriver]) -> Bench:
     from kvmkit.virtio.balloon import Balloon
 
     def valid(bench: Bench, program: Reader, queue: int) -> tuple[bytes, int]:
-        pages = [program.choose((0x1E0, 0x1F0, 0x1FF, program.value() & 0xFFFFFFFF)) for _ in range(program.below(9))]
+        some = 0x1E0, 0x1F0, 0x1FF, 0x100000 + program.number(1), program.value() & 0xFFFFFFFF
+        pages = [program.choose(some) for _ in range(program.below(9))]
         what = program.below(4)
         if what == 0:  # page numbers, few or many
             return struct.pack(f"<{len(pages)}I", *pages) * program.choose((1, 1, 90)), 0
@@ -128,7 +129,8 @@ def balloon(kind: type[MmioDriver]) -> Bench:
         assert device.given_bytes == 0
 
     extra = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5
-    return Bench(lambda memory, log: Balloon(memory, log=log), kind, valid, check, extra, own=(host,))
+    # Room behind RAM, as for persistent memory, which is not the balloon's to give.
+    return Bench(lambda memory, log: Balloon(memory, log=log), kind, valid, check, extra, own=(host,), behind=MEMORY)
 
 
 def keyboard(kind: type[MmioDriver]) -> Bench:
