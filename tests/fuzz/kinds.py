@@ -203,7 +203,7 @@ SERVED, REFUSED, QUEUES = 2, 2, 3
 class Relayed(Relay):
     """Two queues, of which a backend serves what the driver has set up, and one whose backend is gone for ever.
 
-    The first keeps writes, as a disk's does.
+    They keep writes, as a disk's do.
     """
 
     def __init__(self, memory: GuestMemory, log: Callable[[str], None]) -> None:
@@ -219,7 +219,7 @@ class Relayed(Relay):
 
     def begin(self, index: int) -> None:
         self.prepare(index)
-        self.keep(index, index == 0)
+        self.keep(True)
         self.requeue(index)
         self.connect(index, True)
         self.up.add(index)
@@ -227,6 +227,8 @@ class Relayed(Relay):
     def stopped(self) -> None:
         for index in range(QUEUES):
             self.end(index)
+        self.keep(False)
+        self.give_up(REFUSED)
 
     def end(self, index: int) -> None:
         self.connect(index, False)
@@ -240,6 +242,8 @@ class Relayed(Relay):
 
 def relay(kind: type[MmioDriver]) -> Bench:
     def valid(bench: Bench, program: Reader, queue: int) -> tuple[bytes, int]:
+        if queue == REFUSED:  # a file system's
+            return struct.pack("<IIQ24x", 40, program.choose((26, 1, program.number(1))), 7), program.below(100)
         header = struct.pack("<IIQ", program.choose((0, 1, 4, 11, 13)), 0, program.below(9))
         return header + bytes(program.below(200)), 1 + program.below(600)
 
@@ -255,7 +259,7 @@ def relay(kind: type[MmioDriver]) -> Bench:
         put(bench, queue * PART + USED + 2, struct.pack("<H", index + more & 0xFFFF))
 
     def backend(bench: Bench, program: Reader) -> None:
-        device, queue, what = bench.device, program.below(SERVED), program.below(8)
+        device, queue, what = bench.device, program.choose((0, 1, 0, 1, REFUSED)), program.below(8)
         assert isinstance(device, Relayed)
         if what < 4:  # answer the request that was passed on last, or one of those before
             newest = get(bench, queue * PART + AVAILABLE + 2) - 1 - program.choose((0, 0, 1, 2))
@@ -271,13 +275,13 @@ def relay(kind: type[MmioDriver]) -> Bench:
         elif what == 6:  # another one takes its place
             device.collect(queue)
             device.connect(queue, False)
-            if queue in device.up:
+            if queue in device.up or queue == REFUSED:
                 device.begin(queue)
         else:
             device.connect(queue, False)
             device.up.discard(queue)
         assert 0 <= device.in_flight(queue) <= 256
-        assert device.kept(queue) >= 0
+        assert device.kept >= 0
         assert "\n" not in device.wrong()
         bench.settle()
 
