@@ -132,10 +132,20 @@ def scsi(kind: type[MmioDriver]) -> Bench:
 
 
 def net(kind: type[MmioDriver]) -> Bench:
+    from kvmkit.net.policy import FramePolicy
     from kvmkit.net.stream import StreamBackend
     from kvmkit.virtio.net import Net
 
     mac = bytes.fromhex("525400123456")
+    listed = "allow=192.0.2.0/23:443,[2001:db8::]:53,10.0.0.0/7"
+    policies = [FramePolicy(text, answering=(80,)) for text in ("", "deny", "dns", listed)]
+    addresses = bytes.fromhex("ffffffffffff") + mac
+    starts = (
+        addresses + bytes.fromhex("0800 4500002000004000 4006 0000 0a000002 c0000201"),  # TCP over IPv4
+        addresses + bytes.fromhex("0800 4f00005000000000 4011 0000 00000000 ffffffff"),  # UDP, with options
+        addresses + bytes.fromhex("86dd 60000000 0020 11ff") + bytes(16) + bytes.fromhex("20010db8") + bytes(12),
+        addresses + bytes.fromhex("86dd 60000000 0020 3aff") + bytes(16) + bytes.fromhex("ff02") + bytes(14),
+    )
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
 
@@ -147,14 +157,19 @@ def net(kind: type[MmioDriver]) -> Bench:
         if queue == 0:
             return b"", program.choose((12, 70, 1526, program.number(2)))
         if queue == 1:
-            frame = program.bytes(program.below(90))
-            header = program.bytes(12) if program.flag() else bytes(12)
+            frame, choice = program.bytes(program.below(90)), program.number(1)
+            header = program.bytes(12) if choice & 1 else bytes(12)
+            if choice & 2:
+                frame = starts[choice >> 2 & 3] + frame
+            if choice & 0x80:
+                bench.device.set_policy(policies[choice >> 4 & 3])  # type: ignore[attr-defined]
             return header + frame, 0
         command = program.choose((0, 1, 2, 3, 4, 5, program.number(1)))
         body = program.bytes(program.below(24))
         return bytes([command, program.below(7)]) + body, 1
 
     def check(bench: Bench) -> None:
+        bench.device.set_policy(policies[0])  # type: ignore[attr-defined]
         frame = mac + bytes(6) + b"\x88\xb5" + os.urandom(60)
         ask(bench, 1, bytes(12) + frame, 0)
         bench.settle()
