@@ -1,4 +1,4 @@
-"""Processes that speak to us and need not mean well: vhost-user's two sides, and a guest's QEMU agent."""
+"""Who speaks to us and need not mean well: vhost-user's two sides, VMs at a switch, a guest's QEMU agent."""
 
 from __future__ import annotations
 
@@ -206,6 +206,89 @@ def message(program: Reader, ram: int, bells: list[int]) -> tuple[int, bytes, li
     return program.number(1), program.bytes(program.below(40)), [ram] * program.below(3)
 
 
+def display(data: bytes) -> None:
+    """What a GPU's backend shows."""
+    from kvmkit.vhost_user.display import Display
+
+    program, screen = Reader(data), Display(64, 48)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    theirs.setblocking(False)
+    null = os.open("/dev/null", os.O_RDONLY)
+    opened = len(os.listdir("/proc/self/fd"))
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while program.more:
+                kind = program.choose((1, 3, 7, 7, 8, 8, 9, 10, program.number(1)))
+                numbers = [program.choose((0, 1, 8, 64, program.number(2))) for _ in range(program.below(6))]
+                if kind in (7, 9) and len(numbers) > 2:
+                    numbers[1:3] = [each & 0xFF if each < 0x8000 else 0xFFFFFFFF for each in numbers[1:3]]
+                body = struct.pack(f"<{len(numbers)}I", *numbers) + program.bytes(program.below(64)) * program.below(9)
+                size = len(body) if program.below(16) else program.value() & 0xFFFFFFFF
+                socket.send_fds(theirs, [struct.pack("<III", kind, 0, size) + body], [null] * program.below(4))
+        theirs.shutdown(socket.SHUT_WR)
+        screen._serve(ours)
+        width, height, pixels = screen.picture()
+        assert len(pixels) == 4 * width * height
+        assert len(os.listdir("/proc/self/fd")) == opened - 1, "descriptors were left open"  # its socket is closed
+    finally:
+        theirs.close()
+        ours.close()
+        os.close(null)
+
+
+_switches: list[tuple[Any, str, tempfile.TemporaryDirectory[str]]] = []
+
+
+def switch(data: bytes) -> None:
+    """What VMs send to the switch between them: frames, parts of frames, and what is none."""
+    from kvmkit.net.switch import Switch
+
+    if not _switches:
+        directory = tempfile.TemporaryDirectory(prefix="fuzz-")
+        path = f"{directory.name}/s"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen(8)
+        _switches.append((Switch(listener), path, directory))
+    center, path, _ = _switches[0]
+    program = Reader(data)
+    ports: list[socket.socket] = []
+
+    def turn() -> None:
+        for _ in range(64):
+            if not center.run(0):
+                return
+
+    try:
+        while program.more and len(ports) < 6:
+            what = program.below(8)
+            if what == 0 or not ports:
+                ports.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                ports[-1].setblocking(False)
+                ports[-1].connect(path)
+            elif what == 1:
+                ports.pop(program.below(len(ports))).close()
+            else:
+                one = program.choose(ports)
+                with contextlib.suppress(OSError):
+                    if what == 2:
+                        one.recv(1 << 16)
+                    elif what == 3:
+                        one.send(program.bytes(program.below(40)))
+                    else:
+                        places = [bytes(6), b"\xff" * 6, b"\2" + bytes(4) + bytes([program.below(4)])]
+                        frame = program.choose(places) + program.choose(places) + program.bytes(program.below(80))
+                        frame *= program.choose((1, 1, 1, 200))
+                        size = len(frame) if program.below(16) else program.value() & 0xFFFFFFFF
+                        one.send(struct.pack(">I", size) + frame)
+            turn()
+    finally:
+        for one in ports:
+            one.close()
+        turn()
+    assert center.counters() == []
+
+
 class Guest(QemuGuestAgent):
     """An agent whose answers are there before it is asked."""
 
@@ -265,6 +348,10 @@ def thing(program: Reader, depth: int) -> Any:
 
 
 def close() -> None:
+    while _switches:
+        center, _, directory = _switches.pop()
+        center.close()
+        directory.cleanup()
     while _servers:
         server, directory = _servers.pop()
         server.close()

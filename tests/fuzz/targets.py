@@ -52,6 +52,8 @@ TARGETS: dict[str, Target] = {name: on(name) for name in DEVICES} | {
     "queue-packed": packed,
     "vhost-backend": peers.backend,
     "vhost-frontend": peers.frontend,
+    "display": peers.display,
+    "switch": peers.switch,
     "ports": platform.ports,
     "chips": platform.chips,
     "fw-cfg": platform.fw_cfg,

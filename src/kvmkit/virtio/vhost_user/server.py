@@ -275,6 +275,10 @@ class Server:
             self._known = Memory([(guest, size, user) for guest, size, user, _ in table])
             for queue, state in zip(device.queues, saved, strict=True):
                 queue.restore(state, device.accepted)  # its rings have another address here
+        except BaseException:
+            for queue in device.queues:  # what they knew of is mapped no more
+                queue.disable()
+            raise
         finally:
             device.release()
 
