@@ -88,7 +88,12 @@ class Peer(Link):
 
 def backend(data: bytes) -> None:
     """Answers and messages of a backend that serves a device of ours."""
-    program = Reader(data)
+    opened = len(os.listdir("/proc/self/fd"))
+    _talk(Reader(data))
+    assert len(os.listdir("/proc/self/fd")) == opened, "descriptors were left open"
+
+
+def _talk(program: Reader) -> None:
     try:
         link = Peer(program)
     except (PeerGone, PeerWrong) as error:
@@ -133,6 +138,7 @@ def frontend(data: bytes) -> None:
         )
     server = _servers[0][0]
     program = Reader(data)
+    opened = len(os.listdir("/proc/self/fd"))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     theirs.setblocking(False)
     channel = Channel(ours, QUICK)
@@ -161,6 +167,7 @@ def frontend(data: bytes) -> None:
         server._forget()
         theirs.close()
         close_all([ram, *bells])
+    assert len(os.listdir("/proc/self/fd")) == opened, "descriptors were left open"
 
 
 def message(program: Reader, ram: int, bells: list[int]) -> tuple[int, bytes, list[int]]:
@@ -202,7 +209,8 @@ def message(program: Reader, ram: int, bells: list[int]) -> tuple[int, bytes, li
         body = struct.pack("<III", program.below(300), program.below(300), 0) + program.bytes(program.below(9))
         return program.choose((Request.GET_CONFIG, Request.SET_CONFIG)), body, []
     if what == 12:
-        return program.choose((Request.RESET_DEVICE, Request.SET_OWNER, Request.GET_FEATURES)), b"", []
+        simple = Request.RESET_DEVICE, Request.SET_OWNER, Request.GET_FEATURES, Request.SET_BACKEND_REQ_FD
+        return program.choose(simple), b"", [ram, bells[0]][: program.below(3)]
     return program.number(1), program.bytes(program.below(40)), [ram] * program.below(3)
 
 

@@ -29,7 +29,7 @@ from kvmkit.memory.foreign import ForeignMemory
 from kvmkit.testing import MmioDriver
 from kvmkit.testing.rings import PackedRing
 from kvmkit.vhost_user.link import Link, Region
-from kvmkit.vhost_user.messages import Request
+from kvmkit.vhost_user.messages import PeerWrong, Request
 from kvmkit.virtio import blk
 from kvmkit.virtio.blk import Blk
 from kvmkit.virtio.features import RING_PACKED
@@ -385,3 +385,14 @@ def served() -> DiskFile:
         return DiskFile(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
+
+
+def test_what_is_no_socket_is_not_kept(tmp_path: Path) -> None:
+    server = Server(str(tmp_path / "s"), make_rng, print)
+    ram = os.memfd_create("ram")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(PeerWrong, match="no socket"):
+        server._do(Request.SET_BACKEND_REQ_FD, b"", [ram])
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(ram)
+    server.close()
