@@ -59,29 +59,26 @@ class Display:
         with sock:
             try:
                 while True:
-                    head, fds = self._receive(sock, HEADER.size)
-                    close_all(fds)
-                    request, _, size = HEADER.unpack(head)
+                    request, _, size = HEADER.unpack(self._receive(sock, HEADER.size))
                     if size > MOST_PAYLOAD:
                         return
-                    payload, fds = self._receive(sock, size)
-                    close_all(fds)
+                    payload = self._receive(sock, size)
                     answer = self._take(request, payload)
                     if answer is not None:
                         sock.sendall(HEADER.pack(request, REPLY, len(answer)) + answer)
             except (OSError, EOFError, struct.error):
                 pass  # it is gone, or sends what can't be: it is shown no more
 
-    def _receive(self, sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
-        data, fds = bytearray(), list[int]()
+    def _receive(self, sock: socket.socket, size: int) -> bytes:
+        """What comes beside it is closed at once: a message in many parts must not leave us without descriptors."""
+        data = bytearray()
         while len(data) < size:
-            part, more, _, _ = socket.recv_fds(sock, min(size - len(data), 1 << 20), 4)
-            fds += more
+            part, fds, _, _ = socket.recv_fds(sock, min(size - len(data), 1 << 20), 4)
+            close_all(fds)
             if not part:
-                close_all(fds)
                 raise EOFError
             data += part
-        return bytes(data), fds
+        return bytes(data)
 
     def _take(self, request: int, payload: bytes) -> bytes | None:
         if request == PROTOCOL:

@@ -236,9 +236,15 @@ class Server:
     def _take_back_channel(self, fds: list[int]) -> None:
         if len(fds) != 1:
             raise PeerWrong("a channel without a socket")
+        fd = os.dup(fds[0])
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise PeerWrong("a channel that is no socket") from None
         if self._back is not None:
             self._back.close()
-        self._back = Channel(socket.socket(fileno=os.dup(fds[0])), MESSAGE_SECONDS)
+        self._back = Channel(sock, MESSAGE_SECONDS)
 
     def _set_features(self, features: int) -> None:
         device = self.device
@@ -275,6 +281,10 @@ class Server:
             self._known = Memory([(guest, size, user) for guest, size, user, _ in table])
             for queue, state in zip(device.queues, saved, strict=True):
                 queue.restore(state, device.accepted)  # its rings have another address here
+        except BaseException:
+            for queue in device.queues:  # what they knew of is mapped no more
+                queue.disable()
+            raise
         finally:
             device.release()
 
