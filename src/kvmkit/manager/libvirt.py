@@ -429,8 +429,9 @@ class _Reader:
             self.networks.append(Network(kind="network", interface=source.get("network", ""), mac=address))
         elif kind == "bridge" and source is not None:
             self.networks.append(Network(kind="bridge", interface=source.get("bridge", ""), mac=address))
-        elif kind == "ethernet" and target is not None:
-            self.networks.append(Network(kind="tap", interface=target.get("dev", ""), mac=address))
+        elif kind == "ethernet":
+            name = "" if target is None else target.get("dev", "")  # none: one is made
+            self.networks.append(Network(kind="tap", interface=name, mac=address))
         else:
             self.leave_out(element, "devices")
             return
@@ -438,6 +439,8 @@ class _Reader:
             other_card = part.tag == "model" and not part.get("type", "virtio").startswith("virtio")
             if other_card or part.tag not in _INTERFACE:
                 self.leave_out(part, "devices/interface")
+            if other_card:
+                self.unlisted[-1] += " (kvmkit has virtio)"
 
     def _serial(self, element: ElementTree.Element) -> None:
         kind, source = element.get("type"), element.find("source")

@@ -248,6 +248,9 @@ def write_spec(spec: VmSpec) -> str:
         values[key] = [_said(one) for one in getattr(spec, key)]
         if not values[key]:
             del values[key]
+    values["rng_limits"] = _said(spec.rng_limits)
+    if not values["rng_limits"]:
+        del values["rng_limits"]
     return table(values, "")
 
 
