@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -378,6 +379,27 @@ def test_each_kind_of_device_there_and_back(tmp_path: Path) -> None:
     assert [(one.kind, one.tag) for one in words.vhost_user] == [
         *((one.kind, one.tag) for one in spec.vhost_user), ("fs", "share")]  # fmt: skip
     assert [port.name for port in words.console_ports] == [port.name for port in spec.console_ports]
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed: qemu-system-x86")
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_qemu_takes_the_line_we_write(tmp_path: Path, transport: Literal["pci", "mmio"]) -> None:
+    """Of a VM with a device of each kind that QEMU can have without another process: it gets as far as its monitor."""
+    for name in ("disk.raw", "cd.iso", "pmem.raw"):
+        (tmp_path / name).write_bytes(bytes(4 << 20))
+    spec = VmSpec(
+        name="lab", accel="tcg", memory="64M", firmware="bios", transport=transport, rng=True, balloon=True, serial="null",
+        rng_limits=Limits(bps=4096), input=("keyboard", "tablet"), pmem=(Pmem(path=str(tmp_path / "pmem.raw")),), boot_order=(0,),
+        disks=(machine.Disk(path="disk.raw", bps=1e6, iops=100, iops_burst=500, queues=2, serial="A"),),
+        scsi=(machine.ScsiDisk(path="cd.iso", cdrom=True),), networks=(machine.Network(kind="user"),),
+        console_ports=(ConsolePort(name="hvc0"), ConsolePort(name="org.qemu.guest_agent.0")),
+    )  # fmt: skip
+    described, left = to_description(spec)
+    assert left == []
+    line = ["qemu-system-x86_64", *write_qemu(described), "-S", "-monitor", "stdio"]
+    done = subprocess.run(line, input="info name\nquit\n", cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "lab" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_balloon_on_huge_pages_is_left_out_and_named() -> None:

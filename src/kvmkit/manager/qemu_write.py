@@ -36,6 +36,8 @@ def write_qemu(description: Description) -> list[str]:
         if image:
             readonly = ",readonly=on" if unit == 0 else ""
             words += ["-drive", f"if=pflash,format=raw,unit={unit}{readonly},file={_comma(image)}"]
+    if any(disk.bus == "scsi" for disk in description.disks):
+        words += ["-device", "virtio-scsi-pci,id=scsi0"]  # before what hangs on it
     for index, disk in enumerate(description.disks):
         words += _disk(index, disk)
     for index, network in enumerate(description.networks):
@@ -47,6 +49,8 @@ def write_qemu(description: Description) -> list[str]:
 
 def _machine(description: Description) -> str:
     text: str = description.board
+    if text == "microvm":
+        text += ",pcie=on"  # its devices hang on PCI here, as on the other boards
     if description.firmware.secure:
         text += ",smm=on"
     if description.memory.shared or description.memory.hugepages:
@@ -197,8 +201,6 @@ def _rest(description: Description) -> list[str]:
     devices += [f"virtio-{kind}-pci" for kind in description.input]
     devices += [_rng(description.rng_limits)] if description.rng else []
     devices += ["virtio-balloon-pci"] if description.balloon else []
-    if any(disk.bus == "scsi" for disk in description.disks):
-        devices.insert(0, "virtio-scsi-pci,id=scsi0")
     if description.vsock is not None:
         devices.append(f"vhost-vsock-pci,guest-cid={description.vsock}")
     if description.debug_exit:
