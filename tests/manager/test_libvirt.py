@@ -388,8 +388,9 @@ def test_qemu_takes_the_line_we_write(tmp_path: Path, transport: Literal["pci", 
     for name in ("disk.raw", "cd.iso", "pmem.raw"):
         (tmp_path / name).write_bytes(bytes(4 << 20))
     spec = VmSpec(
-        name="lab", accel="tcg", memory="64M", firmware="bios", transport=transport, rng=True, balloon=True, serial="null",
-        rng_limits=Limits(bps=4096), input=("keyboard", "tablet"), pmem=(Pmem(path=str(tmp_path / "pmem.raw")),), boot_order=(0,),
+        name="lab", accel="tcg", memory="64M", firmware="bios", transport=transport, rng=True, balloon=True,
+        rng_limits=Limits(bps=4096), input=("keyboard", "tablet"), pmem=(Pmem(path=str(tmp_path / "pmem.raw")),),
+        boot_order=(0,), serial="null",
         disks=(machine.Disk(path="disk.raw", bps=1e6, iops=100, iops_burst=500, queues=2, serial="A"),),
         scsi=(machine.ScsiDisk(path="cd.iso", cdrom=True),), networks=(machine.Network(kind="user"),),
         console_ports=(ConsolePort(name="hvc0"), ConsolePort(name="org.qemu.guest_agent.0")),
