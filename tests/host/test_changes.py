@@ -338,6 +338,20 @@ def test_nothing_to_undo_is_said(tree: Tree) -> None:
         undo.undo(*fresh(tree("intel")), everything=True)
 
 
+def test_where_nothing_is_to_be_done_the_journal_is_not_touched(tree: Tree, snapshot_of: Snapshot) -> None:
+    """So that an ordinary user is told that there is nothing to do, too."""
+    root = tree("built-in")
+    before = snapshot_of(root)
+    host = Host(root)
+    context, journal = Context(host), Journal(host)
+    for plan in (modules.enable(context, journal, persist=False), hugepages.disable(context, journal, None)):
+        said: list[str] = []
+        plan.carry_out(host, journal, said.append)
+        assert said == plan.lines(host)
+        assert said
+    assert snapshot_of(root) == before
+
+
 def test_switching_off_twice_keeps_it_off(tree: Tree) -> None:
     root = tree("amd")
     do(nested_off(root), root)

@@ -79,18 +79,24 @@ def test_dmesg_after_a_failed_modprobe_kvm_intel() -> None:
 
 
 def test_doctors_whole_screen() -> None:
-    """A loaded machine can make this host, itself on a software CPU, too slow for KVM to count as fast."""
+    """It says that VMs run accelerated, by its exit status as well; every group and row of the page is there."""
     told = json.loads(kvmkit("doctor", "--json").stdout)
-    fast = {row["id"]: row["state"] for row in told["rows"]}["kvm.speed"] == "ok"
-    assert [row["id"] for row in told["rows"] if row["state"] == "fail" and row["id"] != "tcg"] == []
+    for _attempt in range(4):  # this host is itself on a software CPU, which a busy machine can keep from running
+        if told["status"] == 0:
+            break
+        assert kvmkit("accel", "--fresh").returncode == 0
+        told = json.loads(kvmkit("doctor", "--json").stdout)
+    assert told["status"] == 0, [row for row in told["rows"] if row["id"].startswith("kvm.")]
+    assert [row["id"] for row in told["rows"] if row["state"] == "fail"] == []
+    assert all(row["text"] for row in told["rows"])
     done = kvmkit("doctor")
-    assert (done.returncode, done.stderr) == (0 if fast else 1, b"")
+    assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
     for group in ("Hardware", "Kernel", "/dev/kvm", "Virtio in this kernel", "Nesting", "Huge pages", "Limits", "User"):
         assert f"\n{group}\n" in f"\n{text}"
     for row in ("AMD-V (svm)", "kvm_amd", "million instructions/s", "on: a guest with --cpu host sees svm"):
         assert row in text
-    assert text.endswith("VMs run accelerated by KVM here\n") or not fast
+    assert text.endswith("VMs run accelerated by KVM here\n")
 
 
 def test_cpu_host_has_svm_and_its_guest_runs_a_guest() -> None:

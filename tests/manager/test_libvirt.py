@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +20,12 @@ import kvmkit as package
 from kvmkit import machine
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
+from kvmkit.machine.pmem import Pmem
+from kvmkit.machine.spec import ConsolePort
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
 from kvmkit.manager.description import Description, Disk, Firmware, Memory, Network, Serial
+from kvmkit.manager.fit import lacking
 from kvmkit.manager.libvirt import read_domain
 from kvmkit.manager.libvirt_write import write_domain
 from kvmkit.manager.qemu_args import parse
@@ -67,7 +72,9 @@ DOMAIN = """
     <interface type='network'><source network='default'/><model type='virtio'/></interface>
     <serial type='pty'><target type='isa-serial' port='0'/></serial>
     <console type='pty'><target type='serial' port='0'/></console>
+    <interface type='direct'><source dev='eth0' mode='bridge'/><model type='virtio'/></interface>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>
     <graphics type='vnc' port='5901'><listen type='address' address='127.0.0.1'/></graphics>
     <video><model type='virtio'/></video>
     <sound model='ich9'/>
@@ -126,7 +133,11 @@ def test_the_rest_of_a_domain() -> None:
     found = read_domain(DOMAIN, "web.xml").description
     assert (found.name, found.cpus, found.board, found.accel) == ("web", 2, "q35", "kvm")
     assert found.disks == (Disk(path="/var/lib/libvirt/images/web.qcow2", format="qcow2", cache="none"),)
-    assert found.networks == (Network(kind="bridge", interface="br0", mac="52:54:00:12:34:56"),)
+    assert found.networks == (
+        Network(kind="bridge", interface="br0", mac="52:54:00:12:34:56"),
+        Network(kind="network", interface="default"),
+    )
+    assert found.ports == (ConsolePort(name="org.qemu.guest_agent.0"),)
     assert found.serials == (Serial(kind="stdio"),)  # `virsh console` is `kvmkit console`
     assert (found.display, found.vnc, found.graphics) == ("vnc", "127.0.0.1:5901", True)
     assert (found.rng, found.balloon, found.boot_order) == (True, True, "c")
@@ -138,9 +149,9 @@ def test_the_rest_of_a_domain() -> None:
         "devices/sound",
         "devices/tpm",
         "devices/hostdev",
-        "devices/channel",
+        "devices/channel type='spicevmc'",
         "devices/disk type='network'",
-        "devices/interface type='network'",
+        "devices/interface type='direct'",
         "devices/controller type='usb'",
         "domain/features/hyperv",
         "domain/clock/timer name='rtc'",
@@ -196,6 +207,15 @@ LINES = [
     "-vnc unix:/v -device virtio-tablet-pci -device virtio-keyboard-pci -bios B.fd -no-reboot -cpu host -name a&b<c>",
     "-uuid 6c0b7a5e-3d0c-4f0e-9a38-0d9f1a2b3c4d -m 1G -object memory-backend-memfd,id=m,size=1G,hugetlb=on,share=on,"
     "prealloc=on -machine memory-backend=m -accel tcg -cpu max",
+    "-chardev socket,id=c,path=/s,server=on,wait=off -device virtserialport,chardev=c,name=org.qemu.guest_agent.0"
+    " -chardev socket,id=h,path=/h,server=on,wait=off -device virtconsole,chardev=h",
+    "-chardev socket,id=f,path=/f -device vhost-user-fs-pci,chardev=f,tag=work -chardev socket,id=n,path=/n"
+    " -netdev vhost-user,id=n,chardev=n -device virtio-net-pci,netdev=n,mac=52:54:00:00:00:01"
+    " -chardev socket,id=b,path=/b -device vhost-user-blk-pci,chardev=b,num-queues=2"
+    " -object memory-backend-memfd,id=m,size=128M,share=on -machine memory-backend=m",
+    "-drive file=a,format=raw,if=none,id=d,throttling.bps-total=1000000,throttling.iops-total=100,"
+    "throttling.iops-total-max=500 -device virtio-blk-pci,drive=d,num-queues=2"
+    " -device virtio-rng-pci,max-bytes=1024,period=1000",
 ]
 
 
@@ -214,6 +234,7 @@ def test_a_written_spec_says_only_what_was_asked(tmp_path: Path) -> None:
     spec = to_spec(parse("-accel tcg -m 1G -hda a -cdrom c -boot d -serial file:/s -pidfile /p".split()))
     text = write_spec(spec)
     assert "queues" not in text
+    assert "rng_limits" not in text
     assert 'path = "a"' in text
     file = tmp_path / "vm.toml"
     file.write_text(text)
@@ -227,7 +248,8 @@ SET: dict[str, object] = {
     "scsi": (machine.ScsiDisk(path="c", cdrom=True),), "rng": True, "vsock": 7, "command": ("ls",), "serial": "file:/s",
     "pidfile": "/p", "debug_exit": True, "reboot": False, "timeout": 3.0,
     "vhost_user": (VhostUser(kind="blk", socket="/s"),), "volumes": (Volume(host="/h", guest="/g"),),
-    "rng_limits": Limits(bps=5.0),
+    "rng_limits": Limits(bps=5.0), "input": ("tablet",), "balloon": True, "policy": "deny", "root_size": "20G",
+    "console_ports": (ConsolePort(name="a.b"),), "networks": (machine.Network(kind="network", name="lab"),),
 }  # fmt: skip
 
 
@@ -252,6 +274,140 @@ def test_there_and_back() -> None:
     assert again.description == found
     assert left == []
     assert again.unlisted == ()
+
+
+# What virt-install, virt-manager and hand-written domains have beside: one of each kind of device that ours has.
+DEVICES = """
+<domain type='kvm'>
+  <name>lab</name><memory unit='MiB'>512</memory><vcpu>2</vcpu>
+  <maxMemory slots='16' unit='MiB'>2048</maxMemory>
+  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <cpu mode='host-passthrough' check='none'><topology sockets='1' dies='1' cores='2' threads='1'/></cpu>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' queues='2'/><source file='/a.raw'/><target dev='vda' bus='virtio'/>
+      <iotune><total_bytes_sec>1000000</total_bytes_sec><total_iops_sec>100</total_iops_sec>
+        <total_iops_sec_max>200</total_iops_sec_max><total_iops_sec_max_length>3</total_iops_sec_max_length></iotune>
+    </disk>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='/b.raw'/><target dev='vdb' bus='virtio'/>
+      <iotune><read_iops_sec>5</read_iops_sec><write_iops_sec>0</write_iops_sec></iotune>
+    </disk>
+    <disk type='vhostuser' device='disk'>
+      <driver name='qemu' type='raw'/><source type='unix' path='/blk.sock'/><target dev='vdc' bus='virtio'/>
+    </disk>
+    <filesystem type='mount' accessmode='passthrough'>
+      <driver type='virtiofs'/><source dir='/srv/share'/><target dir='share'/><readonly/>
+    </filesystem>
+    <filesystem type='mount' accessmode='passthrough'>
+      <driver type='virtiofs'/><source socket='/fs.sock'/><target dir='other'/>
+    </filesystem>
+    <filesystem type='mount' accessmode='mapped'><source dir='/srv/9p'/><target dir='old'/></filesystem>
+    <interface type='network'><source network='default'/><model type='virtio'/></interface>
+    <interface type='ethernet'><target dev='tap7' managed='no'/><model type='virtio'/></interface>
+    <interface type='user'><backend type='passt'/>
+      <portForward proto='tcp' address='127.0.0.1'><range start='2222' to='22'/></portForward></interface>
+    <interface type='vhostuser'>
+      <mac address='52:54:00:00:00:09'/><source type='unix' path='/net.sock' mode='client'/><model type='virtio'/>
+    </interface>
+    <console type='pty'><target type='virtio' port='1'/></console>
+    <channel type='unix'>
+      <source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-1-lab/org.qemu.guest_agent.0'/>
+      <target type='virtio' name='org.qemu.guest_agent.0'/>
+    </channel>
+    <channel type='unix'><source mode='bind' path='/my.sock'/><target type='virtio' name='org.example.0'/></channel>
+    <input type='tablet' bus='virtio'/><input type='keyboard' bus='virtio'/><input type='mouse' bus='ps2'/>
+    <input type='tablet' bus='usb'/>
+    <memballoon model='virtio'><stats period='5'/></memballoon>
+    <rng model='virtio'><rate bytes='2048' period='500'/><backend model='random'>/dev/urandom</backend></rng>
+    <vsock model='virtio'><cid auto='no' address='9'/></vsock>
+    <memory model='virtio-pmem' access='shared'>
+      <source><path>/pmem.raw</path></source><target><size unit='KiB'>4096</size></target>
+    </memory>
+  </devices>
+</domain>
+"""
+
+
+def test_each_kind_of_device_becomes_ours() -> None:
+    found = read_domain(DEVICES, "lab.xml")
+    spec = to_spec(found.description)
+    assert lacking(msgspec.structs.replace(found.description, firmware=Firmware())) == []
+    assert [(disk.path, disk.queues, disk.bps, disk.iops, disk.iops_burst) for disk in spec.disks] == [
+        ("/a.raw", 2, 1e6, 100, 600), ("/b.raw", 0, 0, 0, 0)]  # fmt: skip
+    assert [(one.kind, one.socket, one.tag, one.mac) for one in spec.vhost_user] == [
+        ("blk", "/blk.sock", "", ""),
+        ("fs", "/fs.sock", "other", ""),
+        ("net", "/net.sock", "", "52:54:00:00:00:09"),
+    ]
+    assert spec.volumes == (Volume(host="/srv/share", tag="share", readonly=True),)
+    assert [(card.kind, card.name, card.publish) for card in spec.networks or ()] == [
+        ("network", "default", ()), ("tap", "tap7", ()), ("user", "", ("127.0.0.1:2222:22/tcp",))]  # fmt: skip
+    assert [(port.name, port.path) for port in spec.console_ports] == [
+        ("hvc0", ""), ("org.qemu.guest_agent.0", ""), ("org.example.0", "/my.sock")]  # fmt: skip
+    assert (spec.input, spec.balloon, spec.vsock) == (("tablet", "keyboard"), True, 9)
+    assert (spec.rng, spec.rng_limits) == (True, Limits(bps=4096, bps_burst=2048))
+    assert spec.pmem == (Pmem(path="/pmem.raw"),)
+    assert [text.partition(" ")[0] for text in found.unlisted] == [
+        "devices/disk/iotune/read_iops_sec:", "devices/filesystem", "devices/input"]  # fmt: skip
+
+
+def test_each_kind_of_device_there_and_back(tmp_path: Path) -> None:
+    """By libvirt's XML, which is valid, by QEMU's words and by TOML: the same machine each time."""
+    pmem, share = tmp_path / "pmem.raw", tmp_path / "share"
+    pmem.write_bytes(bytes(4 << 20))
+    share.mkdir()
+    text = DEVICES.replace("/pmem.raw", str(pmem)).replace("/srv/share", str(share))
+    validate(text.strip(), tmp_path / "read.xml")
+    spec = to_spec(read_domain(text, "lab.xml").description)
+    described, left = to_description(spec)
+    assert left == []
+    xml, left = write_domain(described)
+    validate(xml, tmp_path / "written.xml")
+    again = read_domain(xml, "written.xml")
+    assert again.unlisted == ()
+    assert left == []
+    assert to_spec(again.description) == spec
+    (tmp_path / "lab.toml").write_text(write_spec(spec))
+    assert read_spec(str(tmp_path / "lab.toml")) == spec
+    words = to_spec(parse(write_qemu(described)))
+    different = [name for name in spec.__struct_fields__ if getattr(words, name) != getattr(spec, name)]
+    # QEMU has no networks of its own: the bridge; starts no virtiofsd: its socket; and names each socket.
+    assert different == ["networks", "vhost_user", "volumes", "console_ports"]
+    assert [card.name for card in words.networks or ()] == ["kvm-default", "tap7", ""]
+    assert [(one.kind, one.tag) for one in words.vhost_user] == [
+        *((one.kind, one.tag) for one in spec.vhost_user), ("fs", "share")]  # fmt: skip
+    assert [port.name for port in words.console_ports] == [port.name for port in spec.console_ports]
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed: qemu-system-x86")
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_qemu_takes_the_line_we_write(tmp_path: Path, transport: Literal["pci", "mmio"]) -> None:
+    """Of a VM with a device of each kind that QEMU can have without another process: it gets as far as its monitor."""
+    for name in ("disk.raw", "cd.iso", "pmem.raw"):
+        (tmp_path / name).write_bytes(bytes(4 << 20))
+    spec = VmSpec(
+        name="lab", accel="tcg", memory="64M", firmware="bios", transport=transport, rng=True, balloon=True,
+        rng_limits=Limits(bps=4096), input=("keyboard", "tablet"), pmem=(Pmem(path=str(tmp_path / "pmem.raw")),),
+        boot_order=(0,), serial="null",
+        disks=(machine.Disk(path="disk.raw", bps=1e6, iops=100, iops_burst=500, queues=2, serial="A"),),
+        scsi=(machine.ScsiDisk(path="cd.iso", cdrom=True),), networks=(machine.Network(kind="user"),),
+        console_ports=(ConsolePort(name="hvc0"), ConsolePort(name="org.qemu.guest_agent.0")),
+    )  # fmt: skip
+    described, left = to_description(spec)
+    assert left == []
+    line = ["qemu-system-x86_64", *write_qemu(described), "-S", "-monitor", "stdio"]
+    done = subprocess.run(line, input="info name\nquit\n", cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "lab" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_balloon_on_huge_pages_is_left_out_and_named() -> None:
+    """libvirt puts a balloon into every domain; memory on huge pages can't be given back."""
+    found = read_domain(DOMAIN, "web.xml").description
+    assert any("virtio-balloon with guest memory on huge pages" in text for text in lacking(found))
+    assert not to_spec(found).balloon
 
 
 def test_what_xml_can_not_hold_is_named() -> None:

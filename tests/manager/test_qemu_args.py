@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 
 import kvmkit
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.pmem import Pmem
+from kvmkit.machine.spec import ConsolePort
+from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.manager.description import Disk, Forward, Memory, Network, Serial
 from kvmkit.manager.fit import fitted_disks, lacking, unasked
 from kvmkit.manager.qemu_args import parse
@@ -106,6 +110,30 @@ def test_the_pages_line_enable_kvm_m_1024_mem_path_hda() -> None:
         ("-device virtio-balloon-pci", "balloon", True),
         ("-device vhost-vsock-pci,guest-cid=3", "vsock", 3),
         ("-device virtio-gpu-pci -device virtio-tablet-pci", "input", ("tablet",)),
+        ("-chardev stdio,id=s,mux=on -serial chardev:s", "serials", (Serial(kind="stdio"),)),
+        ("-device isa-serial,chardev=f -chardev file,id=f,path=/log", "serials", (Serial(kind="file", path="/log"),)),
+        ("-chardev socket,id=q,path=/q,server=on,wait=off -device virtio-serial"
+            " -device virtserialport,chardev=q,name=org.qemu.guest_agent.0", "ports",
+            (ConsolePort(name="org.qemu.guest_agent.0", path="/q"),)),
+        ("-device virtconsole,chardev=q -chardev socket,id=q,path=/q,server=on,wait=off", "ports",
+            (ConsolePort(name="hvc0", path="/q"),)),
+        ("-device vhost-user-fs-pci,chardev=f,tag=t -chardev socket,id=f,path=/f", "vhost_user",
+            (VhostUser(kind="fs", socket="/f", tag="t"),)),
+        ("-chardev socket,id=f,path=/f -netdev vhost-user,id=n,chardev=f -device virtio-net,netdev=n", "vhost_user",
+            (VhostUser(kind="net", socket="/f"),)),
+        ("-object memory-backend-file,id=p,share=on,mem-path=/p,size=64M -device nvdimm,memdev=p"
+            " -m 128M,slots=2,maxmem=1G -machine pc,nvdimm=on", "pmem", (Pmem(path="/p"),)),
+        ("-object memory-backend-file,id=p,mem-path=/p,size=64M -device virtio-pmem-pci,memdev=p", "pmem",
+            (Pmem(path="/p", readonly=True),)),
+        ("-device virtio-rng-pci,max-bytes=1024,period=500", "rng_limits", Limits(bps=2048, bps_burst=1024)),
+        ("-drive file=a,if=virtio,bps=1000,bps_max=5000,bps_max_length=2", "disks",
+            (Disk(path="a", bps=1000, bps_burst=10000),)),
+        ("-object throttle-group,id=g,x-iops-total=9 -blockdev file,node-name=f,filename=a"
+            " -blockdev throttle,node-name=t,file=f,throttle-group=g -device virtio-blk,drive=t", "disks",
+            (Disk(path="a", format="raw", iops=9),)),
+        ("-netdev passt,id=n,tcp-ports=2222:22 -device virtio-net,netdev=n", "networks", (
+            Network(kind="user", forwards=(
+                Forward(protocol="tcp", host_address="", host_port=2222, guest_address="", guest_port=22),)),)),
         ("-device isa-debug-exit,iobase=0xf4,iosize=0x04", "debug_exit", True),
         ("-daemonize -pidfile /run/p", "pidfile", "/run/p"),
     ],
@@ -130,7 +158,22 @@ def test_firmware() -> None:
     [
         ("-device e1000", "virtio-net-pci"),
         ("-device nvme,drive=d", "virtio-blk-pci"),
-        ("-device usb-tablet", "-nographic"),
+        ("-device usb-tablet", "virtio-tablet-pci"),
+        ("-netdev socket,id=n,listen=:1", "-netdev stream"),
+        ("-netdev vde,id=n", "--net switch=NAME"),
+        ("-chardev spicevmc,id=c", "socket"),
+        ("-chardev socket,id=c,host=h,port=1", "UNIX socket"),
+        ("-device virtserialport,chardev=c,name=a", "no -chardev has id=c"),
+        ("-chardev null,id=c -device virtserialport,chardev=c,name=a", "server=on,wait=off"),
+        ("-chardev socket,id=c,path=/c -serial chardev:c", "server=on,wait=off"),
+        ("-chardev socket,id=c,path=/c,server=on,wait=off -device vhost-user-fs-pci,chardev=c,tag=t", "path=PATH"),
+        ("-chardev null,id=c -serial chardev:c -serial chardev:c", "a user already"),
+        ("-drive file=a,if=virtio,throttling.bps-read=5", "throttling.bps-total"),
+        ("-drive file=a,if=virtio,iops_wr=5", "throttling.iops-total"),
+        ("-drive file=a,if=virtio,bps=5,group=g", "each disk has limits of its own"),
+        ("-device nvdimm,memdev=m", "memory-backend-file"),
+        ("-device virtio-sound-pci", "virtio-blk"),
+        ("-virtfs local,path=/a,mount_tag=t,security_model=none", "vhost-user-fs-pci"),
         ("-device VGA", "-nographic"),
         ("-display gtk", "-nographic"),
         ("-machine q35,usb=on", "need no USB"),
@@ -159,7 +202,8 @@ def test_firmware() -> None:
         ("-drive if=none,id=d,file=a -device virtio-blk,drive=d -device virtio-blk,drive=d", "a device already"),
         ("-hda a -drive file=b,index=0", "two drives"),
         ("-netdev user,id=n,hostfwd=tcp::x-:22", "tcp::2222-:22"),
-        ("-netdev passt,id=n", "user, tap, bridge and stream"),
+        ("-netdev l2tpv3,id=n", "user, passt, tap, bridge, stream and vhost-user"),
+        ("-netdev passt,id=n,tcp-ports=1-9", "single ports"),
         ("-rtc base=localtime", "UTC"),
         ("-vga std", "-nographic"),
         ("-boot a", "floppy"),

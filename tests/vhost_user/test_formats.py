@@ -131,8 +131,9 @@ def test_disks_elsewhere_that_can_not_be(path: str) -> None:
 
 
 def test_a_helper_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from kvmkit import packages
     from kvmkit.errors import HostError
-    from kvmkit.vhost_user import install, virtiofsd
+    from kvmkit.vhost_user import virtiofsd
 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(virtiofsd, "PLACES", ())
@@ -142,6 +143,6 @@ def test_a_helper_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ({"ID": "fedora"}, "sudo dnf install virtiofsd"),
         ({"ID": "nixos"}, "install your distribution's package virtiofsd"),
     ):
-        monkeypatch.setattr(install, "release", lambda release=release: release)
+        monkeypatch.setattr(packages, "release", lambda text, release=release: release)
         with pytest.raises(HostError, match=f"not installed: {command}$"):
             virtiofsd.program()

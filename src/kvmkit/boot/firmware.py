@@ -18,6 +18,7 @@ from kvmkit.accel.structures import Regs, Sregs
 from kvmkit.bus import Device
 from kvmkit.errors import BadInput, HostError
 from kvmkit.memory import HIGH_RAM, HOLE, GuestMemory
+from kvmkit.packages import how
 from kvmkit.paths import SEABIOS
 
 from .files import Source
@@ -49,7 +50,7 @@ def find() -> str:
     for path in SEABIOS:
         if os.path.exists(path):
             return path
-    raise HostError("no SeaBIOS here, to start from a disk with: install the package seabios, or name an image")
+    raise HostError(f"no SeaBIOS here, to start from a disk with: {how('seabios')}, or name an image")
 
 
 def read(name: str) -> bytes:

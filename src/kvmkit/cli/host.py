@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(plan.lines(host)))
         return 0
-    if not host.is_root and plan.steps:
+    if not host.is_root and (plan.steps or plan.undoes):
         raise HostError(f"this needs root; nothing was done: {sudo_line()}")
     plan.carry_out(host, journal, print)
     return _verify(args, host, plan)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from kvmkit.errors import BadInput, HostError, KvmkitError
+from kvmkit.packages import how
 
 FORMATS = ("raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "qed")
 """That may be read: each is one file, and leads to no other."""
@@ -22,7 +23,7 @@ def call(*words: str, good: tuple[int, ...] = (0,)) -> str:
     """
     program = shutil.which("qemu-img")
     if program is None:
-        raise HostError("this needs qemu-img: apt-get install qemu-utils (as root)")
+        raise HostError(f"this needs qemu-img, which is not installed: {how('qemu-img')}")
     done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode not in good:
         said = [line.removeprefix("qemu-img: ") for line in done.stderr.splitlines() if line.strip()]

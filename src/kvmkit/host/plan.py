@@ -42,6 +42,14 @@ class Plan:
         before it are undone and HostError is raised."""
         for line in self.notes:
             say(line)
+        if self.steps or self.undoes:
+            self._carry_out_steps(host, journal, say)
+        for line in self.by_hand:
+            say(line)
+        if not (self.notes or self.steps or self.by_hand):
+            say("nothing to do")
+
+    def _carry_out_steps(self, host: Host, journal: Journal, say: Say) -> None:
         with journal.locked():
             entry = journal.begin(self.topic, self.action)
             for step in self.steps:
@@ -55,10 +63,6 @@ class Plan:
                     raise HostError(f"{error}{_take_back(host, journal, entry, say)}") from error
             journal.drop(self.undoes)
             journal.save()
-        for line in self.by_hand:
-            say(line)
-        if not (self.notes or self.steps or self.by_hand):
-            say("nothing to do")
 
     def _do(self, step: Step, host: Host, journal: Journal, entry: Entry) -> None:
         record = step.record(host) if step.recorded else None

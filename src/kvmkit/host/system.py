@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kvmkit import packages
+
 MOST_LINKS = 40  # as the kernel's own limit: a tree whose links form a circle ends here
 PROGRAM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
@@ -176,20 +178,15 @@ class Host:
     @cached_property
     def distribution(self) -> str:
         """The family whose package manager there is: debian, arch, fedora, suse, alpine, or ''."""
-        fields: dict[str, str] = {}
-        for line in (self.text("/etc/os-release") or self.text("/usr/lib/os-release") or "").splitlines():
-            key, equals, value = line.partition("=")
-            if equals:
-                fields[key.strip()] = value.strip().strip("\"'")
-        words = f"{fields.get('ID', '')} {fields.get('ID_LIKE', '')}".split()
-        families = {"debian": "debian", "ubuntu": "debian", "arch": "arch", "fedora": "fedora", "rhel": "fedora"}
-        families |= {"centos": "fedora", "suse": "suse", "opensuse": "suse", "alpine": "alpine"}
-        for word in words:
-            if word in families:
-                return families[word]
-            if word.startswith("opensuse"):
-                return "suse"
-        return ""
+        return packages.family(packages.release(self._os_release))
+
+    @cached_property
+    def _os_release(self) -> str:
+        return self.text("/etc/os-release") or self.text("/usr/lib/os-release") or ""
+
+    def install(self, thing: str) -> str:
+        """The command that installs it here, or '' where the distribution is not known."""
+        return packages.command(thing, self._os_release)
 
     @cached_property
     def container(self) -> str:

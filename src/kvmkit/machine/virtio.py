@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from kvmkit.bus import AddressSpace, pc
 from kvmkit.errors import BadInput
-from kvmkit.machine.volume import TAG
 
 if TYPE_CHECKING:
     from kvmkit.accel import VirtualMachine
@@ -216,7 +215,7 @@ class VirtioDevices:
             from kvmkit.virtio.vhost_user.kinds import fs
 
             daemon = virtiofsd.make(volume.host, readonly=volume.readonly)
-            kind, name = fs(f"{TAG}{number}"), f"volume {volume.host}"
+            kind, name = fs(volume.tagged(number)), f"volume {volume.host}"
             self._add(VhostUserDevice(self._memory, kind, name, name=name, daemon=daemon, log=self._log))
 
     def _add(self, device: VirtioDevice) -> None:

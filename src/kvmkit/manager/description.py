@@ -6,11 +6,17 @@ from typing import Literal
 
 import msgspec
 
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.pmem import Pmem
+from kvmkit.machine.spec import ConsolePort
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import Volume
+
 MIB = 1 << 20
 
 
-class Disk(msgspec.Struct, frozen=True, kw_only=True):
-    """`format` '' leaves it to be found out. `snapshot`: writes go to a temporary overlay."""
+class Disk(Limits, frozen=True, kw_only=True):
+    """`format` '' leaves it to be found out. `snapshot`: writes go to a temporary overlay. `queues` 0: not said."""
 
     path: str
     format: str = ""
@@ -21,6 +27,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     cache: str = ""
     serial: str = ""
     boot_index: int | None = None
+    queues: int = 0
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,11 +41,12 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """One network card and what it hangs on: `user` (no privileges), a TAP device, a bridge, a UNIX stream socket."""
+    """One network card and what it hangs on: `user` (no privileges), a TAP device, a bridge, a UNIX stream socket, or
+    a network of the manager's own (libvirt's, kvmkit's)."""
 
-    kind: Literal["user", "tap", "bridge", "stream"]
+    kind: Literal["user", "tap", "bridge", "stream", "network"]
     interface: str = ""
-    """The TAP device or the bridge ('' lets one be made), or the socket's path."""
+    """The TAP device or the bridge ('' lets one be made), the socket's path, or the network's name."""
     mac: str = ""
     forwards: tuple[Forward, ...] = ()
     restrict: bool = False
@@ -108,6 +116,12 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     input: tuple[str, ...] = ()
     """Of keyboard, mouse, tablet."""
     rng: bool = False
+    rng_limits: Limits = Limits()
+    ports: tuple[ConsolePort, ...] = ()
+    """Ports of virtio-serial; `hvc0` is a console."""
+    vhost_user: tuple[VhostUser, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    pmem: tuple[Pmem, ...] = ()
     balloon: bool = False
     vsock: int | None = None
     """The guest's context id."""

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from typing import Literal
 
 from kvmkit.block import formats
+from kvmkit.errors import BadInput
 from kvmkit.machine import spec as machine
 from kvmkit.machine.network import Network
+from kvmkit.machine.volume import MOST_VOLUMES
+from kvmkit.manager import description as descriptions
 from kvmkit.manager import networking
 from kvmkit.manager.description import Description, Disk
 from kvmkit.net import passt
+from kvmkit.net.options import check_network
+from kvmkit.packages import how
 
 
 def lacking(description: Description) -> list[str]:
@@ -30,11 +35,29 @@ def _lacking(description: Description) -> Iterator[str]:
     if description.graphics:
         yield "a graphics card; nearest: the serial console, by -nographic"
     for device in description.input:
-        yield f"a {device}; nearest: the serial console, by -nographic"
-    if description.balloon:
-        yield "virtio-balloon; nearest: the guest keeps its memory without one"
+        if device not in INPUT:
+            yield f"a {device}; nearest: virtio-tablet-pci"
+    if description.balloon and _fixed_memory(description):
+        yield "virtio-balloon with guest memory on huge pages, which can't be given back; nearest: without one"
+    if len(description.volumes) > MOST_VOLUMES:
+        yield f"more than {MOST_VOLUMES} shared directories"
     if description.daemonize and any(serial.kind == "stdio" for serial in description.serials):
         yield "a serial port on this terminal with -daemonize; nearest: -display none (`kvmkit console` shows it)"
+
+
+INPUT = ("keyboard", "tablet")
+
+
+def fitted_input(description: Description) -> tuple[Literal["keyboard", "tablet"], ...]:
+    return tuple(each for each in description.input if each in INPUT)  # type: ignore[misc] # one of the two
+
+
+def _fixed_memory(description: Description) -> bool:
+    return description.memory.hugepages or bool(description.memory.path)
+
+
+def has_balloon(description: Description) -> bool:
+    return description.balloon and not _fixed_memory(description)
 
 
 def _networks_lack(description: Description) -> Iterator[str]:
@@ -42,6 +65,8 @@ def _networks_lack(description: Description) -> Iterator[str]:
     if len(restricted) > 1:
         yield "restrict=on beside another network; nearest: on each of them"
     for network in description.networks:
+        if not _is_network(network):
+            yield f"a network called {network.interface!r}; nearest: 1 to 11 small letters, digits and -"
         for forward in network.forwards:
             if forward.guest_address not in ("", passt.ADDRESS):
                 told = f"hostfwd to {forward.guest_address}"
@@ -52,9 +77,10 @@ def _networks_lack(description: Description) -> Iterator[str]:
 
 def _start_lacks(description: Description) -> Iterator[str]:
     firmware = description.firmware
-    if firmware.code or firmware.variables:
-        images = " and ".join(image for image in (firmware.code, firmware.variables) if image)
-        yield f"UEFI firmware ({images}); nearest: a BIOS, which is there unasked, or -kernel"
+    if firmware.code or firmware.variables or firmware.efi:
+        images = " and ".join(image for image in (firmware.code, firmware.variables) if image) or "efi"
+        secure = " with Secure Boot" if firmware.secure else ""
+        yield f"UEFI firmware{secure} ({images}); nearest: a BIOS, which is there unasked, or -kernel"
     elif description.kernel and firmware.bios:
         yield f"the firmware {firmware.bios} before -kernel; nearest: without -bios, as the kernel is started directly"
     elif not description.kernel and not description.disks:
@@ -88,6 +114,8 @@ def _split(description: Description) -> tuple[list[Disk], list[Disk]]:
 
 def _disk_lacks(disk: Disk) -> Iterator[str]:
     kind = disk.format or image_format(disk.path)
+    if disk.limited and (disk.media == "cdrom" or disk.bus == "scsi"):
+        yield f"rate limits of {disk.path} on SCSI or as a CD-ROM; nearest: as a virtio disk"
     if kind in formats.FORMATS and disk.media == "disk" and disk.bus != "scsi":
         if kind != "raw" and disk.snapshot:
             overlay = f"kvmkit disk create changes.qcow2 --base {disk.path}"
@@ -138,6 +166,11 @@ def fitted_disks(description: Description) -> tuple[tuple[machine.Disk, ...], tu
                 direct=direct,
                 serial=disk.serial,
                 snapshot=disk.snapshot,
+                queues=disk.queues,
+                bps=disk.bps,
+                iops=disk.iops,
+                bps_burst=disk.bps_burst,
+                iops_burst=disk.iops_burst,
             )
         )
     for disk in units:
@@ -154,6 +187,17 @@ def fitted_disks(description: Description) -> tuple[tuple[machine.Disk, ...], tu
     return tuple(disks), tuple(scsi)
 
 
+def _is_network(network: descriptions.Network) -> bool:
+    """Whether its name is one that a network of ours can have."""
+    if network.kind != "network":
+        return True
+    try:
+        check_network(network.interface)
+    except BadInput:
+        return False
+    return True
+
+
 LOCAL = "allow=10.0.2.0/24"
 """What `restrict=on` is: the guest reaches the network's own addresses, and those who come by a forwarded port."""
 
@@ -164,7 +208,9 @@ def fitted_networks(description: Description) -> tuple[tuple[Network, ...], str]
         return networking.default() if description.defaults else (), ""
     found = []
     for each in description.networks:
-        kind: Literal["user", "tap", "bridge", "socket"] = "socket" if each.kind == "stream" else each.kind
+        if not _is_network(each):
+            continue
+        kind: Literal["user", "tap", "bridge", "socket", "network"] = "socket" if each.kind == "stream" else each.kind
         ports = (
             f"{forward.host_address or '0.0.0.0'}:{forward.host_port}:{forward.guest_port}/{forward.protocol}"
             for forward in each.forwards
@@ -178,7 +224,7 @@ def unasked(description: Description) -> list[str]:
     """What QEMU would have given without being asked and our machine does not: worth a word, no reason to stop."""
     found = []
     if description.defaults and not description.networks and not networking.default():
-        found.append("QEMU would have given the guest a network; here that needs: sudo apt-get install passt")
+        found.append(f"QEMU would have given the guest a network; here that needs passt: {how('passt')}")
     if not description.one_socket:
         found.append(f"the guest sees its {description.cpus} CPUs as cores of one socket")
     for disk in description.disks:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 import msgspec
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.pmem import Pmem
+from kvmkit.machine.spec import MAX_DISK_QUEUES, ConsolePort
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.machine.volume import Volume
 from kvmkit.manager.description import Description, Disk, Firmware, Forward, Memory, Network, Serial
+from kvmkit.manager.qemu_chardevs import CONSOLE
 
 MOST_XML = 4 << 20  # bytes; a domain is a few KiB
 LARGEST = 1 << 52
@@ -102,6 +108,11 @@ class _Reader:
         self.serials: list[Serial] = []
         self.input: list[str] = []
         self.rng = self.balloon = self.graphics = False
+        self.rng_limits = Limits()
+        self.ports: list[ConsolePort] = []
+        self.vhost_user: list[VhostUser] = []
+        self.volumes: list[Volume] = []
+        self.pmem: list[Pmem] = []
         self.vsock: int | None = None
         self.display: Literal["none", "window", "vnc"] = "none"
         self.vnc = ""
@@ -141,6 +152,9 @@ class _Reader:
         for element in self.root:
             if element.tag in ("features", "clock"):
                 self.parts(element)
+            elif element.tag == "maxMemory":
+                if not self.pmem:  # with it, it is what libvirt wants beside
+                    self.leave_out(element)
             elif element.tag == "currentMemory":
                 if self.size(element) != memory.size:
                     self.leave_out(element)
@@ -169,6 +183,11 @@ class _Reader:
             graphics=self.graphics,
             input=tuple(self.input),
             rng=self.rng,
+            rng_limits=self.rng_limits,
+            ports=tuple(self.ports),
+            vhost_user=tuple(self.vhost_user),
+            volumes=tuple(self.volumes),
+            pmem=tuple(self.pmem),
             balloon=self.balloon,
             vsock=self.vsock,
             reboot=self.text("on_reboot", "restart") == "restart",
@@ -235,6 +254,10 @@ class _Reader:
         for part in element:
             if part.tag == "feature" and part.get("policy") in ("require", "force", "disable", "forbid"):
                 changes.append(f"{'+' if part.get('policy') in ('require', 'force') else '-'}{part.get('name', '')}")
+            elif part.tag == "topology":
+                shape = {key: value for key, value in part.attrib.items() if key != "cores" and value != "1"}
+                if shape:
+                    self.leave_out(part, "domain/cpu")
             elif part.tag != "model":
                 self.leave_out(part, "domain/cpu")
         return ",".join([model, *changes]) if model else ""
@@ -268,8 +291,6 @@ class _Reader:
             elif part.tag not in ("kernel", "initrd", "cmdline"):
                 self.leave_out(part, "domain/os")
         efi = element.get("firmware") == "efi"
-        if efi and not code:
-            self.unlisted.append("domain/os firmware='efi' without a <loader>: name the image")
         initrd = self.text("os/initrd")
         firmware = Firmware(bios=bios, code=code, variables=variables, secure=secure, efi=efi, template=template)
         return firmware, self.text("os/kernel"), (initrd,) if initrd else (), self.text("os/cmdline"), board, order
@@ -284,6 +305,9 @@ class _Reader:
     def _disk(self, element: ElementTree.Element) -> None:
         source, driver, target = element.find("source"), element.find("driver"), element.find("target")
         path = (source.get("file") or source.get("dev") or "") if source is not None else ""
+        if element.get("type") == "vhostuser":
+            self.backend("blk", element, source, queues=_number(driver, "queues"))
+            return
         media = element.get("device", "disk")
         name = "" if target is None else target.get("bus", "") or _bus(target.get("dev", ""))
         bus: Literal["virtio", "ide", "scsi"] | None = None
@@ -304,12 +328,88 @@ class _Reader:
                 cache="" if driver is None else driver.get("cache", "").replace("default", ""),
                 serial=(element.findtext("serial") or "").strip(),
                 boot_index=_index(boot),
+                queues=min(_number(driver, "queues"), MAX_DISK_QUEUES) if bus == "virtio" else 0,
+                **self.iotune(element.find("iotune")),
             )
         )
-        known = frozenset("source driver target boot readonly transient serial address alias backingStore".split())
+        known = frozenset(
+            "source driver target boot readonly transient serial address alias backingStore iotune".split()
+        )
         for part in element:
             if part.tag not in known:
                 self.leave_out(part, "devices/disk")
+
+    def iotune(self, element: ElementTree.Element | None) -> dict[str, Any]:
+        """Bytes and requests a second, for reads and writes together; `_max` for its length may come at once."""
+        found: dict[str, Any] = {}
+        parts = {part.tag: part for part in (element if element is not None else ())}
+        for kind, what in (("bytes", "bps"), ("iops", "iops")):
+            names = [f"total_{kind}_sec", f"total_{kind}_sec_max", f"total_{kind}_sec_max_length"]
+            rate, most, length = (_whole(parts.pop(name, None)) for name in names)
+            if rate:
+                found[what] = float(rate)
+                if most:
+                    found[f"{what}_burst"] = float(most * (length or 1))
+        for part in parts.values():
+            if _whole(part):
+                self.leave_out(part, "devices/disk/iotune")
+        return found
+
+    def backend(
+        self, kind: Literal["blk", "fs", "net"], element: ElementTree.Element, source: ElementTree.Element | None,
+        *, tag: str = "", mac: str = "", queues: int = 0,
+    ) -> None:  # fmt: skip
+        """A device that a process behind a socket serves; it listens there, we connect."""
+        path = "" if source is None else source.get("path", "") or source.get("socket", "")
+        if not path or (source is not None and source.get("mode", "client") != "client"):
+            self.leave_out(element, "devices")
+            return
+        self.vhost_user.append(VhostUser(kind=kind, socket=path, tag=tag, mac=mac, queues=queues))
+        known = frozenset("source driver target address alias mac model boot binary".split())
+        for part in element:
+            if part.tag not in known:
+                self.leave_out(part, f"devices/{element.tag}")
+
+    def _filesystem(self, element: ElementTree.Element) -> None:
+        driver, source, target = element.find("driver"), element.find("source"), element.find("target")
+        tag = "" if target is None else target.get("dir", "")
+        if driver is None or driver.get("type") != "virtiofs" or source is None or not tag:
+            self.leave_out(element, "devices")
+            self.unlisted[-1] += " (kvmkit has <driver type='virtiofs'/>)"
+            return
+        if source.get("socket"):
+            self.backend("fs", element, source, tag=tag)
+            return
+        readonly = element.find("readonly") is not None
+        self.volumes.append(Volume(host=source.get("dir", ""), tag=tag, readonly=readonly))
+        for part in element:
+            if part.tag not in ("driver", "source", "target", "readonly", "binary", "address", "alias", "idmap"):
+                self.leave_out(part, "devices/filesystem")
+
+    def _channel(self, element: ElementTree.Element) -> None:
+        source, target = element.find("source"), element.find("target")
+        name = "" if target is None else target.get("name", "")
+        if element.get("type") != "unix" or target is None or target.get("type") != "virtio" or not name:
+            self.leave_out(element, "devices")
+            return
+        self.port(name, source)
+
+    def port(self, name: str, source: ElementTree.Element | None) -> None:
+        """A port of virtio-serial. A socket that libvirt would choose itself is in the VM's directory here."""
+        path = "" if source is None else source.get("path", "")
+        own = path.startswith(("/var/lib/libvirt/", "/run/libvirt/", "/var/run/libvirt/"))
+        self.ports.append(ConsolePort(name=name, path="" if own else path))
+
+    def _memory(self, element: ElementTree.Element) -> None:
+        """Persistent memory. libvirt's `access`: whether others see what the guest writes, and the file keeps it."""
+        path = (element.findtext("source/path") or "").strip()
+        if element.get("model") not in ("nvdimm", "virtio-pmem") or not path:
+            self.leave_out(element, "devices")
+            return
+        readonly = element.find("target/readonly") is not None or element.get("access") == "private"
+        self.pmem.append(Pmem(path=path, readonly=readonly))
+        if (label := element.find("target/label")) is not None:
+            self.leave_out(label, "devices/memory")
 
     def _interface(self, element: ElementTree.Element) -> None:
         kind, source, target, mac = (
@@ -322,10 +422,16 @@ class _Reader:
         if kind == "user":
             forwards = tuple(_forwards(element))
             self.networks.append(Network(kind="user", mac=address, forwards=forwards))
+        elif kind == "vhostuser":
+            self.backend("net", element, source, mac=address)
+            return
+        elif kind == "network" and source is not None and source.get("network"):
+            self.networks.append(Network(kind="network", interface=source.get("network", ""), mac=address))
         elif kind == "bridge" and source is not None:
             self.networks.append(Network(kind="bridge", interface=source.get("bridge", ""), mac=address))
-        elif kind == "ethernet" and target is not None:
-            self.networks.append(Network(kind="tap", interface=target.get("dev", ""), mac=address))
+        elif kind == "ethernet":
+            name = "" if target is None else target.get("dev", "")  # none: one is made
+            self.networks.append(Network(kind="tap", interface=name, mac=address))
         else:
             self.leave_out(element, "devices")
             return
@@ -333,6 +439,8 @@ class _Reader:
             other_card = part.tag == "model" and not part.get("type", "virtio").startswith("virtio")
             if other_card or part.tag not in _INTERFACE:
                 self.leave_out(part, "devices/interface")
+            if other_card:
+                self.unlisted[-1] += " (kvmkit has virtio)"
 
     def _serial(self, element: ElementTree.Element) -> None:
         kind, source = element.get("type"), element.find("source")
@@ -347,7 +455,14 @@ class _Reader:
 
     def _console(self, element: ElementTree.Element) -> None:
         target = element.find("target")
-        if target is not None and target.get("type", "serial") != "serial":
+        kind = "serial" if target is None else target.get("type", "serial")
+        if (
+            kind == "virtio"
+            and element.get("type") in ("pty", "unix")
+            and not any(p.name == CONSOLE for p in self.ports)
+        ):
+            self.port(CONSOLE, element.find("source") if element.get("type") == "unix" else None)
+        elif kind != "serial":
             self.leave_out(element, "devices")
         elif self.root.find("devices/serial") is None:  # else it is that port under another name
             self._serial(element)
@@ -380,10 +495,20 @@ class _Reader:
             self.leave_out(element, "devices")
 
     def _rng(self, element: ElementTree.Element) -> None:
+        backend, rate = element.find("backend"), element.find("rate")
+        if backend is not None and backend.get("model", "random") not in ("random", "builtin"):
+            self.leave_out(element, "devices")
+            return
         self.rng = True
+        if most := _number(rate, "bytes"):
+            period = _number(rate, "period") or 1000  # milliseconds
+            self.rng_limits = Limits(bps=most * 1000 / period, bps_burst=float(most))
 
     def _memballoon(self, element: ElementTree.Element) -> None:
         self.balloon = element.get("model") != "none"
+        for part in element:
+            if part.tag not in ("stats", "address", "alias", "driver"):  # the guest's numbers are asked for as needed
+                self.leave_out(part, "devices/memballoon")
 
     def _vsock(self, element: ElementTree.Element) -> None:
         cid = element.find("cid")
@@ -399,6 +524,18 @@ def part_of_size(page: ElementTree.Element) -> ElementTree.Element:
     made = ElementTree.Element(page.tag, unit=page.get("unit", "KiB"))
     made.text = page.get("size")
     return made
+
+
+def _whole(element: ElementTree.Element | None) -> int:
+    """The number in an element; 0: none."""
+    text = "" if element is None else (element.text or "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+
+
+def _number(element: ElementTree.Element | None, key: str) -> int:
+    """The number an attribute has; 0: none."""
+    text = "" if element is None else element.get(key, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
 def _bus(name: str) -> str:

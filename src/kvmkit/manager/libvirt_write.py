@@ -9,6 +9,9 @@ from xml.etree.ElementTree import Element, SubElement
 
 from kvmkit.errors import BadInput
 from kvmkit.manager.description import Description, Disk, Firmware, Network
+from kvmkit.manager.qemu_chardevs import CONSOLE
+from kvmkit.manager.qemu_limits import told
+from kvmkit.manager.qemu_write import rng_rate
 
 BUS_LETTERS = {"virtio": "vd", "ide": "hd", "scsi": "sd"}
 
@@ -37,6 +40,8 @@ def write_domain(description: Description) -> tuple[str, list[str]]:
         _disk(devices, disk, description, counts)
     for network in description.networks:
         left += _network(devices, network)
+    left += _served(devices, description, counts)
+    left += _pmem(root, devices, description)
     _rest(devices, description)
     for there, text in (
         (description.debug_exit, "isa-debug-exit"),
@@ -69,6 +74,8 @@ def _memory(root: Element, description: Description) -> None:
         hugepages = SubElement(backing, "hugepages")
         if memory.page:
             SubElement(hugepages, "page", size=memory.page[:-1], unit={"M": "MiB", "G": "GiB"}[memory.page[-1]])
+    elif memory.shared:
+        SubElement(backing, "source", type="memfd")
     if memory.shared:
         SubElement(backing, "access", mode="shared")
     if memory.preallocate:
@@ -125,6 +132,8 @@ def _disk(devices: Element, disk: Disk, description: Description, counts: dict[s
     driver = SubElement(element, "driver", name="qemu", type=disk.format or "raw")
     if disk.cache:
         driver.set("cache", disk.cache)
+    if disk.queues:
+        driver.set("queues", str(disk.queues))
     SubElement(element, "source", {"dev" if block else "file": abspath(disk.path)})
     # q35 has no IDE: its disks of that kind hang on SATA.
     bus = "sata" if disk.bus == "ide" and description.board == "q35" else disk.bus
@@ -132,6 +141,12 @@ def _disk(devices: Element, disk: Disk, description: Description, counts: dict[s
     number = counts.get(letters, 0)
     counts[letters] = number + 1
     SubElement(element, "target", dev=letters + _letters(number), bus=bus)
+    if limits := told(disk):
+        iotune = SubElement(element, "iotune")
+        for key, value in limits:
+            what, total, *most = key.split("-")
+            name = f"{total}_{'bytes' if what == 'bps' else what}_sec"
+            SubElement(iotune, "_".join([name, *most])).text = str(value)
     if disk.serial:
         SubElement(element, "serial").text = disk.serial
     if disk.boot_index is not None:
@@ -154,7 +169,7 @@ def _letters(number: int) -> str:
 
 
 def _network(devices: Element, network: Network) -> list[str]:
-    kind = {"user": "user", "bridge": "bridge", "tap": "ethernet", "stream": ""}[network.kind]
+    kind = {"user": "user", "bridge": "bridge", "tap": "ethernet", "network": "network", "stream": ""}[network.kind]
     if not kind:
         return [f"a network card on the socket {network.interface}"]
     element = SubElement(devices, "interface", type=kind)
@@ -162,6 +177,8 @@ def _network(devices: Element, network: Network) -> list[str]:
         SubElement(element, "mac", address=network.mac)
     if network.kind == "bridge":
         SubElement(element, "source", bridge=network.interface)
+    elif network.kind == "network":
+        SubElement(element, "source", network=network.interface)
     elif network.kind == "tap" and network.interface:
         SubElement(element, "target", dev=network.interface, managed="no")
     SubElement(element, "model", type="virtio")
@@ -175,6 +192,76 @@ def _network(devices: Element, network: Network) -> list[str]:
     return ["restrict=on of the user network"] if network.restrict else []
 
 
+def _served(devices: Element, description: Description, counts: dict[str, int]) -> list[str]:
+    """Devices of other processes, and directories for which libvirt starts virtiofsd."""
+    left = []
+    for device in description.vhost_user:
+        if device.kind == "scsi":
+            left.append(f"the vhost-user SCSI adapter at {device.socket}")
+        elif device.kind == "fs":
+            _filesystem(devices, device.tag, socket=abspath(device.socket))
+        elif device.kind == "net":
+            element = SubElement(devices, "interface", type="vhostuser")
+            if device.mac:
+                SubElement(element, "mac", address=device.mac)
+            SubElement(element, "source", type="unix", path=abspath(device.socket), mode="client")
+            SubElement(element, "model", type="virtio")
+        else:
+            element = SubElement(devices, "disk", type="vhostuser", device="disk")
+            driver = SubElement(element, "driver", name="qemu", type="raw")
+            if device.queues:
+                driver.set("queues", str(device.queues))
+            SubElement(element, "source", type="unix", path=abspath(device.socket))
+            number = counts.get("vd", 0)
+            counts["vd"] = number + 1
+            SubElement(element, "target", dev="vd" + _letters(number), bus="virtio")
+    for volume in description.volumes:
+        element = _filesystem(devices, volume.tag, dir=abspath(volume.host))
+        if volume.readonly:
+            SubElement(element, "readonly")
+    return left
+
+
+def _filesystem(devices: Element, tag: str, **source: str) -> Element:
+    element = SubElement(devices, "filesystem", type="mount", accessmode="passthrough")
+    SubElement(element, "driver", type="virtiofs")
+    SubElement(element, "source", source)
+    SubElement(element, "target", dir=tag)
+    return element
+
+
+def _pmem(root: Element, devices: Element, description: Description) -> list[str]:
+    left = []
+    total = 0
+    for one in description.pmem:
+        try:
+            size = one.check()
+        except BadInput as error:
+            left.append(f"persistent memory {one.path}: its size is not known ({error})")
+            continue
+        total += size
+        element = SubElement(devices, "memory", model="virtio-pmem", access="private" if one.readonly else "shared")
+        SubElement(SubElement(element, "source"), "path").text = abspath(one.path)
+        SubElement(SubElement(element, "target"), "size", unit="KiB").text = str(size >> 10)
+    if total:
+        most = Element("maxMemory", slots="16", unit="KiB")
+        most.text = str((description.memory.size + total) >> 10)
+        root.insert([child.tag for child in root].index("memory"), most)
+    return left
+
+
+def _port(devices: Element, name: str, path: str) -> None:
+    if name == CONSOLE:
+        element = SubElement(devices, "console", type="unix" if path else "pty")
+    else:
+        element = SubElement(devices, "channel", type="unix")
+    if path:
+        SubElement(element, "source", mode="bind", path=abspath(path))
+    target = SubElement(element, "target", type="virtio")
+    if name != CONSOLE:
+        target.set("name", name)
+
+
 def _rest(devices: Element, description: Description) -> None:
     for serial in description.serials:
         kind: str = "pty" if serial.kind == "stdio" else serial.kind  # libvirt's console: virsh console
@@ -183,6 +270,8 @@ def _rest(devices: Element, description: Description) -> None:
             source = SubElement(element, "source", path=serial.path)
             if kind == "unix":
                 source.set("mode", "bind")
+    for port in description.ports:
+        _port(devices, port.name, port.path)
     for device in description.input:
         SubElement(devices, "input", type=device, bus="virtio")
     if description.display == "vnc":
@@ -192,6 +281,9 @@ def _rest(devices: Element, description: Description) -> None:
     SubElement(devices, "memballoon", model="virtio" if description.balloon else "none")
     if description.rng:
         rng = SubElement(devices, "rng", model="virtio")
+        if description.rng_limits.bps:
+            most, period = rng_rate(description.rng_limits)
+            SubElement(rng, "rate", bytes=str(most), period=str(period))
         SubElement(rng, "backend", model="random").text = "/dev/urandom"
     if description.vsock is not None:
         SubElement(SubElement(devices, "vsock", model="virtio"), "cid", auto="no", address=str(description.vsock))

@@ -56,6 +56,7 @@ def has_route() -> bool:
 def missing() -> str:
     """What to tell of a default network that there is none of; "" after the first time."""
     from kvmkit.net import passt
+    from kvmkit.packages import how
     from kvmkit.paths import cache_dir
 
     if passt.find() is not None:
@@ -64,7 +65,7 @@ def missing() -> str:
     if told.exists():
         return ""
     told.touch()
-    return "the guest has no network; for one: sudo apt-get install passt (this is said once; --net none is silent)"
+    return f"the guest has no network; for one: {how('passt')} (this is said once; --net none is silent)"
 
 
 class Address(NamedTuple):

@@ -6,8 +6,10 @@ import re
 from typing import Literal
 
 from kvmkit.errors import BadInput
+from kvmkit.machine.pmem import Pmem
 from kvmkit.manager.description import MIB, Description, Firmware, Memory, Serial
 from kvmkit.manager.qemu_devices import Devices
+from kvmkit.manager.qemu_limits import limits
 from kvmkit.manager.qemu_options import Pairs, refuse, split_commas, split_options
 
 Accel = Literal["auto", "kvm", "tcg"]
@@ -41,6 +43,7 @@ class _Translation:
     def __init__(self, words: list[str]) -> None:
         self.devices = Devices()
         self.accels: list[str] = []
+        self.hotplug = ""
         self.board: Board = "pc"
         self.memory = 128 * MIB
         self.memory_path, self.preallocate = "", False
@@ -50,6 +53,7 @@ class _Translation:
         self.texts: dict[str, str] = {}
         self.initrd: list[str] = []
         self.serials: list[Serial] = []
+        self.waiting_serials: list[tuple[int, str]] = []  # (place in serials, the -chardev's id)
         self.display: str | None = None
         self.vnc = ""
         self.graphic, self.snapshot, self.daemonize, self.reboot = True, False, False, True
@@ -125,6 +129,7 @@ class _Translation:
             "pit",
             "pic",
             "rtc",
+            "nvdimm",
         )
         for key, unwanted, nearest in (
             ("usb", True, "virtio devices need no USB"),
@@ -180,7 +185,7 @@ class _Translation:
         self.memory = size_of(pairs.need("size"), "m")
         for key in ("slots", "maxmem"):
             if value := pairs.get(key):
-                raise refuse(f"-m {key}={value}", "memory can't be added later; give what the guest is to have")
+                self.hotplug = f"{key}={value}"  # QEMU wants them where there is an NVDIMM
         pairs.finish()
 
     def _object(self, argument: str) -> None:
@@ -199,11 +204,17 @@ class _Translation:
                 preallocate=pairs.flag("prealloc"),
                 shared=pairs.flag("share"),
             )
-            pairs.ignore("merge", "dump", "prealloc-threads", "discard-data", "seal", "align")
+            if path:  # without share=on what the guest writes is lost, as with readonly=on
+                lost = pairs.flag("readonly") or not self.backends[id].shared
+                self.devices.files[id] = Pmem(path=path, readonly=lost)
+            pairs.ignore("merge", "dump", "prealloc-threads", "discard-data", "seal", "align", "pmem", "rom")
         elif kind == "iothread":
             pass  # every device of ours has a thread of its own
+        elif kind == "throttle-group":
+            self.devices.throttles[id] = limits("object", pairs, "x-")
         else:
-            raise refuse(f"-object {kind}", "it has memory-backend-ram, -file and -memfd, rng-random and iothread")
+            known = "memory-backend-ram, -file and -memfd, rng-random, throttle-group and iothread"
+            raise refuse(f"-object {kind}", f"it has {known}")
         pairs.finish()
 
     @staticmethod
@@ -239,6 +250,9 @@ class _Translation:
     def _pflash(self, argument: str) -> None:
         self.devices.flash(argument, readonly=False)
 
+    def _chardev(self, argument: str) -> None:
+        self.devices.chardevs.add(argument)
+
     def _blockdev(self, argument: str) -> None:
         self.devices.blockdev(argument)
 
@@ -267,6 +281,9 @@ class _Translation:
             self.serials.append(Serial(kind="pty" if argument == "pty" else "null"))
         elif argument == "none":
             self.no_serial = True
+        elif kind == "chardev":
+            self.waiting_serials.append((len(self.serials), rest))
+            self.serials.append(Serial(kind="null"))
         elif kind in ("file", "unix") and rest:
             path, *words = rest.split(",") if kind == "unix" else [rest]
             for word in words:
@@ -274,7 +291,7 @@ class _Translation:
                     raise refuse(f"-serial {argument}", "a socket of ours is made with unix:PATH,server,nowait")
             self.serials.append(Serial(kind="file" if kind == "file" else "unix", path=path))
         else:
-            raise refuse(f"-serial {argument}", "it has stdio, file:PATH, unix:PATH, pty, null and none")
+            raise refuse(f"-serial {argument}", "it has stdio, file:PATH, unix:PATH, pty, chardev:ID, null and none")
 
     def _vnc(self, argument: str) -> None:
         where, *words = split_commas(argument)
@@ -328,7 +345,11 @@ class _Translation:
     def result(self) -> Description:
         disks, networks, flashes = self.devices.result(self.snapshot)
         memory = self._memory_result()
-        serials = list(self.serials)
+        for place, id in self.waiting_serials:
+            self.serials[place] = self.devices.chardevs.serial(id, f"-serial chardev:{id}")
+        serials = [*self.serials, *self.devices.serials]
+        if self.hotplug and not self.devices.pmem:
+            raise refuse(f"-m {self.hotplug}", "memory can't be added later; give what the guest is to have")
         if not serials and not self.no_serial and not self.graphic and self.defaults:
             serials = [Serial(kind="stdio")]
         display = self.display or ("window" if self.graphic and self.defaults else "none")
@@ -358,6 +379,10 @@ class _Translation:
             graphics=self.devices.graphics,
             input=tuple(self.devices.input),
             rng=self.devices.rng,
+            rng_limits=self.devices.rng_limits,
+            ports=tuple(self.devices.ports),
+            vhost_user=tuple(self.devices.vhost_user),
+            pmem=tuple(self.devices.pmem),
             balloon=self.devices.balloon,
             vsock=self.devices.vsock,
             debug_exit=self.devices.debug_exit,

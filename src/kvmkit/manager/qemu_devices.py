@@ -9,13 +9,19 @@ from typing import Any, Literal
 import msgspec
 
 from kvmkit.errors import BadInput
-from kvmkit.manager.description import Disk, Forward, Network
+from kvmkit.machine.limits import Limits
+from kvmkit.machine.pmem import Pmem
+from kvmkit.machine.spec import MAX_DISK_QUEUES, ConsolePort
+from kvmkit.machine.vhost_user import VhostUser
+from kvmkit.manager.description import Disk, Network, Serial
+from kvmkit.manager.qemu_chardevs import CONSOLE, Chardevs
+from kvmkit.manager.qemu_limits import limits
+from kvmkit.manager.qemu_networks import mac_of, network
 from kvmkit.manager.qemu_options import Pairs, refuse
 
 FORMATS = ("", "raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc", "luks")
 CACHES = ("", "none", "writeback", "writethrough", "directsync", "unsafe")
 LETTERS = {"hda": 0, "hdb": 1, "hdc": 2, "hdd": 3, "cdrom": 2}
-MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE | re.ASCII)
 
 # Device names end in how they are attached, which is ours to choose.
 SUFFIXES = ("-pci-non-transitional", "-pci-transitional", "-pci", "-device", "-ccw")
@@ -38,6 +44,15 @@ class Devices:
         self.rng = self.balloon = self.graphics = self.debug_exit = False
         self.input: list[str] = []
         self.vsock: int | None = None
+        self.chardevs = Chardevs()
+        self.serials: list[Serial] = []
+        self.ports: list[ConsolePort] = []
+        self.vhost_user: list[VhostUser] = []
+        self.cards: dict[str, str] = {}  # -netdev vhost-user: id -> its chardev
+        self.throttles: dict[str, dict[str, float]] = {}  # -object throttle-group
+        self.rng_limits = Limits()
+        self.files: dict[str, Pmem] = {}  # -object memory-backend-file
+        self.pmem: list[Pmem] = []
 
     def drive_letter(self, letter: str, path: str) -> None:
         media: Literal["cdrom", "disk"] = "cdrom" if letter == "cdrom" else "disk"
@@ -58,6 +73,7 @@ class Devices:
             return
         index = pairs.number("index", 0, 255)
         id = pairs.get("id")
+        rates = Limits(**limits("drive", pairs))
         disk = Disk(
             path=path,
             format=pairs.choice("format", FORMATS),
@@ -67,6 +83,10 @@ class Devices:
             snapshot=pairs.flag("snapshot"),
             cache=pairs.choice("cache", CACHES),
             serial=pairs.get("serial"),
+            bps=rates.bps,
+            iops=rates.iops,
+            bps_burst=rates.bps_burst,
+            iops_burst=rates.iops_burst,
         )
         pairs.ignore("aio", "discard", "detect-zeroes", "werror", "rerror", "copy-on-read", "bus")
         pairs.finish()
@@ -93,6 +113,18 @@ class Devices:
             self.nodes[name] = _path(pairs.need("filename"), "blockdev")
             pairs.finish()
             self.drives[name] = Disk(path=self.nodes[name], format="raw", readonly=readonly)
+            return
+        if driver == "throttle":
+            group, below = pairs.need("throttle-group"), pairs.need("file")
+            pairs.finish()
+            if group not in self.throttles:
+                raise BadInput(
+                    f"qemu -blockdev {name}: no -object before it is the throttle-group {group}, or it is used"
+                )
+            if below not in self.drives:
+                raise BadInput(f"qemu -blockdev {name}: no -blockdev before it has node-name={below}")
+            self.nodes[name] = self.nodes[below]
+            self.drives[name] = msgspec.structs.replace(self.drives[below], **self.throttles.pop(group))
             return
         if driver not in FORMATS:
             raise refuse(
@@ -124,9 +156,10 @@ class Devices:
         pairs.ignore(
             "id", "bus", "addr", "multifunction", "disable-legacy", "disable-modern", "iommu_platform", "romfile"
         )
-        pairs.ignore("packed", "ats", "vectors", "num-queues", "queue-size", "iothread", "event_idx", "indirect_desc")
+        pairs.ignore("packed", "ats", "vectors", "queue-size", "iothread", "event_idx", "indirect_desc")
+        queues = pairs.number("num-queues", 1, 65535) or 0
         if kind in ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd"):
-            self._disk_device(kind, pairs)
+            self._disk_device(kind, pairs, min(queues, MAX_DISK_QUEUES) if kind == "virtio-blk" else 0)
         elif kind == "virtio-net":
             self._network_device(pairs)
         elif kind in ("virtio-scsi", "virtio-serial", "pcie-root-port", "pci-bridge", "ich9-ahci", "ahci"):
@@ -135,7 +168,7 @@ class Devices:
             rng = pairs.get("rng")
             if rng and rng not in self.rngs:
                 raise BadInput(f"qemu -device {driver}: no -object has id={rng}")
-            pairs.ignore("max-bytes", "period")
+            self._rng_limits(pairs)
             self.rng = True
         elif kind == "virtio-balloon":
             pairs.ignore("deflate-on-oom", "free-page-reporting", "free-page-hint")
@@ -148,6 +181,13 @@ class Devices:
             self.graphics = True
         elif kind in ("virtio-keyboard", "virtio-mouse", "virtio-tablet"):
             self.input.append(kind.removeprefix("virtio-"))
+            pairs.ignore("serial", "display", "head")
+        elif kind in ("virtserialport", "virtconsole", "isa-serial"):
+            self._port(kind, pairs)
+        elif kind in ("vhost-user-fs", "vhost-user-blk", "vhost-user-scsi"):
+            self._vhost_user(kind.removeprefix("vhost-user-"), queues, pairs)
+        elif kind in ("nvdimm", "virtio-pmem"):
+            self._pmem(kind, pairs)
         elif kind == "isa-debug-exit":
             if pairs.get("iobase", "0xf4") != "0xf4" or pairs.get("iosize", "0x04") not in ("0x04", "4", "0x4"):
                 raise refuse("-device isa-debug-exit elsewhere", "it is at iobase=0xf4, iosize=0x04")
@@ -156,7 +196,42 @@ class Devices:
             raise refuse(f"-device {driver}", _nearest_device(kind))
         pairs.finish()
 
-    def _disk_device(self, kind: str, pairs: Pairs) -> None:
+    def _rng_limits(self, pairs: Pairs) -> None:
+        most, period = pairs.number("max-bytes", 1, 1 << 62), pairs.number("period", 1, 1 << 31)
+        if most:  # bytes in each period, of milliseconds
+            self.rng_limits = Limits(bps=most * 1000 / (period or 65536), bps_burst=float(most))
+
+    def _port(self, kind: str, pairs: Pairs) -> None:
+        """A port of virtio-serial, or a serial port."""
+        option = f"-device {kind}"
+        id = pairs.need("chardev")
+        if kind == "isa-serial":
+            pairs.ignore("index", "iobase", "irq")
+            self.serials.append(self.chardevs.serial(id, option))
+            return
+        pairs.ignore("nr")
+        name = CONSOLE if kind == "virtconsole" else pairs.need("name")
+        pairs.ignore("name")
+        if any(port.name == name for port in self.ports):
+            raise refuse(f"{option} a second time with the name {name}", "each port has a name of its own")
+        self.ports.append(self.chardevs.port(name, id, option))
+
+    def _vhost_user(self, kind: str, queues: int, pairs: Pairs) -> None:
+        socket = self.chardevs.backend(pairs.need("chardev"), f"-device vhost-user-{kind}")
+        given: dict[str, Any] = {"tag": pairs.need("tag")} if kind == "fs" else {"queues": queues}
+        pairs.ignore("bootindex", "cache-size", "num-request-queues", "config-wce", "share-rw")
+        self.vhost_user.append(msgspec.convert({"kind": kind, "socket": socket, **given}, VhostUser))
+
+    def _pmem(self, kind: str, pairs: Pairs) -> None:
+        id = pairs.need("memdev")
+        if id not in self.files:
+            raise BadInput(f"qemu -device {kind}: no -object memory-backend-file has id={id}")
+        if pairs.flag("unarmed"):
+            self.files[id] = msgspec.structs.replace(self.files[id], readonly=True)
+        pairs.ignore("uuid", "node")
+        self.pmem.append(self.files.pop(id))
+
+    def _disk_device(self, kind: str, pairs: Pairs, queues: int) -> None:
         id = pairs.need("drive")
         disk = self.drives.get(id)
         if disk is None:
@@ -177,6 +252,7 @@ class Devices:
             readonly=disk.readonly or cdrom,
             serial=pairs.get("serial", disk.serial),
             boot_index=pairs.number("bootindex", 0, 65535),
+            queues=queues,
         )
         if pairs.get("logical_block_size", "512") != "512":
             raise refuse(f"-device {kind},logical_block_size=", "a disk's blocks have 512 bytes")
@@ -186,19 +262,29 @@ class Devices:
 
     def _network_device(self, pairs: Pairs) -> None:
         id = pairs.need("netdev")
-        network = self.back_ends.get(id)
-        if network is None:
+        pairs.ignore("mq", "bootindex", "mrg_rxbuf", "host_mtu", "csum", "rx_queue_size", "tx_queue_size", "gso")
+        mac = mac_of(pairs.get("mac"), "device")
+        if id in self.cards:
+            socket = self.chardevs.backend(self.cards.pop(id), "-netdev vhost-user")
+            self.vhost_user.append(VhostUser(kind="net", socket=socket, mac=mac))
+            return
+        found = self.back_ends.get(id)
+        if found is None:
             raise BadInput(f"qemu -device virtio-net: no -netdev has id={id}")
         if id in self.used:
             raise BadInput(f"qemu -device virtio-net: the network {id} has a card already")
         self.used.add(id)
-        self.networks.append(msgspec.structs.replace(network, mac=_mac(pairs.get("mac"), "device")))
-        pairs.ignore("mq", "bootindex", "mrg_rxbuf", "host_mtu", "csum", "rx_queue_size", "tx_queue_size", "gso")
+        self.networks.append(msgspec.structs.replace(found, mac=mac))
 
     def netdev(self, argument: str) -> None:
         pairs = Pairs("netdev", argument, "type")
         id = pairs.need("id")
-        self.back_ends[id] = _network(pairs.need("type"), pairs)
+        kind = pairs.need("type")
+        if kind == "vhost-user":
+            self.cards[id] = pairs.need("chardev")
+            pairs.ignore("vhostforce", "queues")
+        else:
+            self.back_ends[id] = network(kind, pairs)
         pairs.finish()
 
     def nic(self, argument: str) -> None:
@@ -212,8 +298,8 @@ class Devices:
         if not model.startswith("virtio"):
             raise refuse(f"-nic model={model}", "its network card is virtio: model=virtio-net-pci")
         pairs.ignore("id")
-        mac = _mac(pairs.get("mac"), "nic")
-        self.networks.append(msgspec.structs.replace(_network(kind, pairs), mac=mac))
+        mac = mac_of(pairs.get("mac"), "nic")
+        self.networks.append(msgspec.structs.replace(network(kind, pairs), mac=mac))
         pairs.finish()
 
     def result(self, snapshot: bool) -> tuple[tuple[Disk, ...], tuple[Network, ...], tuple[str, ...]]:
@@ -237,44 +323,6 @@ class Devices:
         return tuple(disks), tuple(self.networks), tuple(path for _, path in sorted(self.flashes))
 
 
-def _network(kind: str, pairs: Pairs) -> Network:
-    if kind == "user":
-        forwards = tuple(_forward(text) for text in pairs.all("hostfwd"))
-        pairs.ignore("net", "host", "hostname", "dns", "dhcpstart", "dnssearch", "ipv4", "ipv6", "domainname")
-        return Network(kind="user", forwards=forwards, restrict=pairs.flag("restrict"))
-    if kind == "tap":
-        for key in ("script", "downscript"):
-            value = pairs.get(key, "no")
-            if value not in ("no", ""):
-                raise refuse(f"-netdev tap,{key}={value}", f"set the device up beforehand, and say {key}=no")
-        pairs.ignore("vhost", "queues", "vnet_hdr", "sndbuf")
-        return Network(kind="tap", interface=pairs.get("ifname"))
-    if kind == "bridge":
-        pairs.ignore("helper")
-        return Network(kind="bridge", interface=pairs.get("br", "br0"))
-    if kind == "stream":
-        if pairs.get("addr.type", "unix") != "unix" or pairs.flag("server"):
-            raise refuse("-netdev stream", "it connects to a UNIX socket: server=off,addr.type=unix,addr.path=PATH")
-        pairs.ignore("reconnect", "reconnect-ms")
-        return Network(kind="stream", interface=pairs.need("addr.path"))
-    raise refuse(f"-netdev {kind}", "it has user, tap, bridge and stream")
-
-
-def _forward(text: str) -> Forward:
-    """[tcp|udp]:[address]:port-[address]:port"""
-    found = re.fullmatch(r"(tcp|udp)?:([^:-]*):(\d{1,5})-([^:]*):(\d{1,5})", text, re.ASCII)
-    if not found or not (0 < int(found[3]) < 65536 and 0 < int(found[5]) < 65536):
-        raise BadInput(f"qemu hostfwd={text}: write it like tcp::2222-:22")
-    protocol: Literal["tcp", "udp"] = "udp" if found[1] == "udp" else "tcp"
-    return Forward(
-        protocol=protocol,
-        host_address=found[2],
-        host_port=int(found[3]),
-        guest_address=found[4],
-        guest_port=int(found[5]),
-    )
-
-
 def _nearest_device(kind: str) -> str:
     for words, nearest in (
         (("e1000", "rtl8139", "ne2k", "pcnet", "vmxnet3", "usb-net"), "its network card is virtio-net-pci"),
@@ -283,16 +331,19 @@ def _nearest_device(kind: str) -> str:
             ("vga", "cirrus-vga", "qxl", "bochs", "vmware-svga", "secondary"),
             "there is no graphics card; the serial console is by -nographic",
         ),
-        (("usb-tablet", "usb-mouse", "usb-kbd"), "there is no screen to point at; the serial console is by -nographic"),
+        (("usb-tablet", "usb-mouse", "usb-kbd"), "it has virtio-tablet-pci and virtio-keyboard-pci"),
         (("tpm",), "there is no TPM"),
         (("usb", "qemu-xhci", "nec-usb", "piix"), "there is no USB"),
         (("vfio",), "devices of the host can't be passed through"),
         (("intel-hda", "hda", "ac97", "es1370"), "there is no sound"),
-        (("vhost-user",), "use the device without vhost-user"),
+        (("vhost-user",), "it has vhost-user-fs, -blk and -scsi, and -netdev vhost-user"),
+        (("virtio-9p", "virtio-mem", "virtio-crypto", "virtio-iommu", "virtio-snd"), "nothing near it"),
+        (("usb-host", "usb-redir"), "devices of the host can't be passed through"),
+        (("pvpanic", "i6300esb", "ib700"), "a guest's panic ends the VM by panic=-1 and -no-reboot"),
     ):
         if any(kind.lower().startswith(word) for word in words):
             return nearest
-    return "it has virtio-blk, -net, -scsi, -serial, -rng, -balloon and -vsock"
+    return "it has virtio-blk, -net, -scsi, -serial, -rng, -balloon, -keyboard, -tablet and -pmem, and vhost-vsock"
 
 
 def _path(text: str, option: str) -> str:
@@ -303,12 +354,6 @@ def _path(text: str, option: str) -> str:
     if found := re.match(r"(nbd|https?|ftps?|ssh|rbd|iscsi|nfs|gluster\w*|fat|json|blkdebug|sheepdog)[:+]", path):
         raise refuse(f"-{option} {found[1]}:", "serve it as a file, or by qemu-storage-daemon")
     return path
-
-
-def _mac(text: str, option: str) -> str:
-    if text and not MAC.fullmatch(text):
-        raise BadInput(f"qemu -{option}: mac={text} is no MAC address; write it like 52:54:00:12:34:56")
-    return text.lower()
 
 
 def _json(text: str, option: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ FLAGS = frozenset(
     "enable-kvm mem-prealloc nographic snapshot daemonize nodefaults no-user-config nodefconfig no-reboot".split()
 )
 ARGUMENTS = frozenset(
-    "accel machine M cpu smp m mem-path hda hdb hdc hdd cdrom drive blockdev device netdev nic kernel initrd append"
-    " bios pflash serial vnc display boot name object numa pidfile uuid rtc vga".split()
+    "accel machine M cpu smp m mem-path hda hdb hdc hdd cdrom drive blockdev chardev device netdev nic kernel initrd"
+    " append bios pflash serial vnc display boot name object numa pidfile uuid rtc vga".split()
 )
 
 # What QEMU has and we don't: with an argument or without, and the nearest that we do.
@@ -36,9 +36,8 @@ OTHER_FLAGS: dict[str, str] = {
 OTHER_ARGUMENTS: dict[str, str] = {
     "net": "use -nic user, or -netdev and -device virtio-net-pci",
     "redir": "use -nic user,hostfwd=...",
-    "virtfs": "there is no 9P file system",
-    "fsdev": "there is no 9P file system",
-    "chardev": "use -serial stdio, file:PATH, unix:PATH or pty",
+    "virtfs": "there is no 9P file system; a virtiofsd's: -chardev socket and -device vhost-user-fs-pci",
+    "fsdev": "there is no 9P file system; a virtiofsd's: -chardev socket and -device vhost-user-fs-pci",
     "parallel": "there is no parallel port; use -serial",
     "monitor": "there is no monitor; leave it away, or -monitor none",
     "qmp": "there is no QMP server",

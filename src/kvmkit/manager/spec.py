@@ -257,7 +257,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             parameters += ["kvmkit.vsock"] if self.with_agent and self.vsock_device else []
             parameters += ["kvmkit.channel=console", "loglevel=7"] if self.console else []
             parameters += networking.parameters(networks)
-            parameters += [volume.parameter(number) for number, volume in enumerate(self.volumes)]
+            parameters += [text for n, volume in enumerate(self.volumes) if (text := volume.parameter(n))]
             append = " ".join([*parameters, append]).strip()
         spec = MachineSpec(
             kernel=kernel,

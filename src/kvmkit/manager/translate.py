@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from kvmkit.block import formats
 from kvmkit.errors import BadInput
+from kvmkit.machine import spec as machine
 from kvmkit.machine.limits import Limits
+from kvmkit.machine.network import Network as Card
 from kvmkit.machine.networks import next_mac
 from kvmkit.manager.description import MIB, Description, Disk, Firmware, Forward, Memory, Network, Serial
-from kvmkit.manager.fit import LOCAL, boot_order, fitted_disks, fitted_networks
+from kvmkit.manager.fit import LOCAL, boot_order, fitted_disks, fitted_input, fitted_networks, has_balloon
+from kvmkit.manager.qemu_limits import plain
 from kvmkit.manager.spec import VmSpec
 from kvmkit.net.options import parse_publish
 
@@ -46,6 +49,13 @@ def to_spec(description: Description) -> VmSpec:
         networks=networks,
         policy=policy,
         rng=description.rng,
+        rng_limits=description.rng_limits,
+        console_ports=description.ports,
+        vhost_user=description.vhost_user,
+        volumes=description.volumes,
+        pmem=description.pmem,
+        input=fitted_input(description),
+        balloon=has_balloon(description),
         vsock=description.vsock,
         console=True,
         serial=_serial(description),
@@ -81,6 +91,8 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
     if spec.timeout is not None:
         left.append(f"timeout {spec.timeout:g}")
     left += _ours_alone(spec)
+    volumes = tuple(msgspec.structs.replace(each, tag=each.tagged(n)) for n, each in enumerate(spec.volumes))
+    rng_limits = _rng_limits(spec.rng_limits, left)
     cpu = spec.cpu if spec.nested is None else f"{spec.cpu},{'+' if spec.nested else '-'}svm"
     disks = [
         Disk(
@@ -90,6 +102,8 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
             cache="none" if disk.direct else "",
             serial=disk.serial,
             snapshot=disk.snapshot,
+            queues=disk.queues,
+            **_limits(disk, left),
         )
         for disk in spec.disks
     ]
@@ -123,6 +137,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
             hugepages=bool(spec.hugepages) and spec.hugepages != "transparent",
             page=spec.hugepages if spec.hugepages in ("2M", "1G") else "",
             preallocate=spec.preallocate,
+            shared=bool(spec.volumes or spec.vhost_user),
         ),
         kernel=spec.kernel,
         initrd=spec.initrd,
@@ -135,6 +150,13 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         pidfile=spec.pidfile,
         display="none",
         rng=spec.rng,
+        rng_limits=rng_limits,
+        ports=spec.console_ports,
+        vhost_user=tuple(each for each in spec.vhost_user if each.kind != "generic"),
+        volumes=volumes,
+        pmem=spec.pmem,
+        input=spec.input,
+        balloon=spec.balloon,
         vsock=spec.vsock if spec.vsock not in (None, True, False) else None,
         debug_exit=spec.debug_exit,
         reboot=spec.reboot,
@@ -144,12 +166,13 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
 
 def _networks(spec: VmSpec, left: list[str]) -> tuple[Network, ...]:
     found = []
-    for number, card in enumerate(spec.networks or ()):
+    unasked = () if spec.alone else (Card(kind="user"),)
+    for number, card in enumerate(unasked if spec.networks is None else spec.networks):
         mac = card.mac or (next_mac(spec.mac, number) if spec.mac else "")
-        if card.kind == "network" or card.kind == "switch" or card.kind == "none":
+        if card.kind == "switch" or card.kind == "none":
             left.append(f"the network {card.kind}={card.name}: only kvmkit has it")
             continue
-        kind: Literal["user", "tap", "bridge", "stream"] = "stream" if card.kind == "socket" else card.kind
+        kind: Literal["user", "tap", "bridge", "stream", "network"] = "stream" if card.kind == "socket" else card.kind
         ports = [parse_publish(text) for text in card.publish]
         forwards = tuple(
             Forward(
@@ -172,21 +195,34 @@ def _networks(spec: VmSpec, left: list[str]) -> tuple[Network, ...]:
 
 def _ours_alone(spec: VmSpec) -> Iterator[str]:
     """What of a VM neither QEMU's words nor libvirt's XML, as they are written here, can hold."""
+    if spec.root_size:
+        yield f"root_size {spec.root_size}: the image's root disk is kvmkit's"
+    if spec.rng_limits != Limits() and not spec.rng:
+        yield "the rate limits of rng, which is not there"
     if spec.vsock is True:
         yield "vsock: name the guest's CID"
     for device in spec.vhost_user:
-        yield f"the vhost-user device at {device.socket}"
+        if device.kind == "generic":
+            yield f"the vhost-user device {device.id} at {device.socket}"
     for volume in spec.volumes:
-        yield f"the volume {volume.host}"
+        if volume.guest:
+            yield f"where {volume.host} is in the guest, {volume.guest}: mount it there by its tag"
     for disk in spec.disks:
-        if any(getattr(disk, name) for name in Limits.__struct_fields__):
-            yield f"the rate limits of {disk.path}"
-        if disk.queues:
-            yield f"queues={disk.queues} of {disk.path}"
         if disk.backing or disk.key:
             yield f"{'the base' if disk.backing else 'the key'} of {disk.path}"
-    if spec.rng_limits != Limits():
-        yield "the rate limits of rng"
+
+
+def _limits(disk: machine.Disk, left: list[str]) -> dict[str, Any]:
+    fields, more = plain(disk)
+    left += [f"{text} ({disk.path})" for text in more]
+    return fields
+
+
+def _rng_limits(limits: Limits, left: list[str]) -> Limits:
+    """Bytes alone, in periods as long as the burst lasts."""
+    if limits.iops:
+        left.append(f"rng: iops={limits.iops:g}: bytes alone are limited there")
+    return Limits(bps=limits.bps, bps_burst=limits.bps_burst) if limits.bps else Limits()
 
 
 def _serials(spec: VmSpec) -> tuple[Serial, ...]:
@@ -212,6 +248,9 @@ def write_spec(spec: VmSpec) -> str:
         values[key] = [_said(one) for one in getattr(spec, key)]
         if not values[key]:
             del values[key]
+    values["rng_limits"] = _said(spec.rng_limits)
+    if not values["rng_limits"]:
+        del values["rng_limits"]
     return table(values, "")
 
 

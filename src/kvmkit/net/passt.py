@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from kvmkit.errors import HostError
 from kvmkit.vhost_user.daemon import await_end
+from kvmkit.packages import how
 
 PROGRAM = "passt"
-MISSING = f"--net user needs {PROGRAM}: sudo apt-get install passt"
 ADDRESS, PREFIX, GATEWAY, NAMESERVER = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"
 MTU = 65520
 """The largest that passt takes: fewer and larger frames."""
@@ -67,7 +67,7 @@ class Passt:
     def __init__(self, publish: Sequence[tuple[str, str, int, int]] = (), *, loopback: bool = False) -> None:
         program = find()
         if program is None:
-            raise HostError(MISSING)
+            raise HostError(f"--net user needs {PROGRAM}, which is not installed: {how(PROGRAM)}")
         self.socket, theirs = socket.socketpair()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # kept as long as the process
         command = [program, "--foreground", "--quiet", "--fd", str(theirs.fileno())]

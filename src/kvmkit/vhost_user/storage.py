@@ -9,16 +9,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from kvmkit.block.formats import Layer, layers, remote
 from kvmkit.errors import BadInput, HostError
+from kvmkit.packages import how
 
 from .daemon import Daemon, find
-from .install import how
 
-PACKAGES = {
-    "debian": "qemu-system-common",
-    "fedora": "qemu-img",
-    "suse": "qemu-tools",
-    "": "qemu-storage-daemon",
-}
 PORTS = {"nbd": 10809, "iscsi": 3260}
 
 
@@ -26,7 +20,9 @@ def program() -> str:
     """Where it is. HostError, with the command that installs it, when it is not there."""
     found = find("qemu-storage-daemon", ("/usr/libexec/qemu-storage-daemon",))
     if not found:
-        raise HostError(f"a disk that is not raw needs qemu-storage-daemon, which is not installed: {how(PACKAGES)}")
+        raise HostError(
+            f"a disk that is not raw needs qemu-storage-daemon, which is not installed: {how('qemu-storage-daemon')}"
+        )
     return found
 
 

@@ -6,21 +6,18 @@ import os
 import subprocess
 
 from kvmkit.errors import HostError
+from kvmkit.packages import how
 
 from .daemon import Daemon, find
-from .install import how
 
 PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd")
-
-PACKAGES = {"debian 12": "qemu-system-common", "": "virtiofsd"}
-"""Debian 12 has the C program, in the package of QEMU's common files."""
 
 
 def program() -> str:
     """Where it is. HostError, with the command that installs it, when it is not there."""
     found = find("virtiofsd", PLACES)
     if not found:
-        raise HostError(f"--volume needs virtiofsd, which is not installed: {how(PACKAGES)}")
+        raise HostError(f"--volume needs virtiofsd, which is not installed: {how('virtiofsd')}")
     return found
 
 

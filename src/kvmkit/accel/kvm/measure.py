@@ -13,6 +13,10 @@ from kvmkit.errors import KvmkitError
 from kvmkit.memory import GuestMemory
 
 RUN_SECONDS = 0.02
+ATTEMPTS = 5
+"""How often ring 0 is timed at most, for the best: what else the host does must not be taken for its KVM."""
+INTERPRETED, PLAIN = 10.0, 100.0
+"""Millions of instructions a second: below, no KVM that runs them was ever measured; above, there is no doubt."""
 PATIENCE_SECONDS = 1.0  # for a kick to work; a KVM that needs longer is not one to run a guest on
 
 RAM = 2 << 20
@@ -33,8 +37,12 @@ class Speed:
 
 def measure() -> Speed:
     """Time KVM. Takes some 50 ms, at most a few seconds. Raises KvmkitError when the guest can't run at all."""
-    seconds, counted, _ = _run(COUNT)
-    ring0 = counted * COUNT_INSTRUCTIONS / seconds / 1e6
+    ring0 = 0.0
+    for _attempt in range(ATTEMPTS):
+        seconds, counted, _ = _run(COUNT)
+        ring0 = max(ring0, counted * COUNT_INSTRUCTIONS / seconds / 1e6)
+        if not INTERPRETED < ring0 < PLAIN:
+            break
     seconds, _, exits = _run(EXITS)
     if not exits:
         raise KvmkitError("a port write never left the guest")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvmkit.host.context import Context
-from kvmkit.host.packages import install_command
 from kvmkit.host.report import Row
 from kvmkit.host.system import Host
 from kvmkit.paths import SEABIOS
@@ -84,11 +83,11 @@ def firmware_rows(context: Context) -> Iterator[Row]:
         yield Row("seabios", GROUP, "SeaBIOS", "ok", f"{bios}: starts disks with a boot loader")
     else:
         text = "none: a disk with a boot loader needs it (--firmware bios)"
-        yield Row("seabios", GROUP, "SeaBIOS", "note", text, install_command(host, "seabios"))
+        yield Row("seabios", GROUP, "SeaBIOS", "note", text, host.install("seabios"))
     images = find_firmware(host)
     if not images:
         text = "none: only guests that start by UEFI need it"
-        yield Row("ovmf", GROUP, "OVMF", "note", text, install_command(host, "ovmf"))
+        yield Row("ovmf", GROUP, "OVMF", "note", text, host.install("ovmf"))
         return
     for number, image in enumerate(images):
         words = []
@@ -102,7 +101,7 @@ def firmware_rows(context: Context) -> Iterator[Row]:
         yield Row(f"ovmf.{number}", GROUP, "OVMF", "ok", f"{image.code}{template}: {', '.join(words)}")
     if not any(image.secure_boot for image in images):
         text = "none of these images has Secure Boot"
-        yield Row("ovmf.secureboot", GROUP, "Secure Boot", "note", text, install_command(host, "ovmf"))
+        yield Row("ovmf.secureboot", GROUP, "Secure Boot", "note", text, host.install("ovmf"))
 
 
 PROGRAMS: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -126,4 +125,4 @@ def program_rows(context: Context) -> Iterator[Row]:
             yield Row(f"tool.{thing}", TOOLS, thing, "ok", f"{path}: {use}")
         else:
             text = f"not installed: {use}"
-            yield Row(f"tool.{thing}", TOOLS, thing, "note", text, install_command(context.host, thing))
+            yield Row(f"tool.{thing}", TOOLS, thing, "note", text, context.host.install(thing))
