@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,28 @@ def test_requests_that_can_not_be() -> None:
 @pytest.mark.kvm
 def test_a_short_run_beside_qemu() -> None:
     short_run("blk")
+
+
+@pytest.mark.kvm
+def test_a_disk_that_another_process_serves_costs_no_exit_either(tmp_path: Path) -> None:
+    requests = 2000
+    kernel, disk, sock, stats = (tmp_path / name for name in ("kernel.elf", "disk.raw", "disk.sock", "stats.json"))
+    kernel.write_bytes(blk_kernel.build(pc.VIRTIO_MMIO, "read", 4096, 32, requests, DISK))
+    disk.write_bytes(bytes(DISK))
+    kvmkit = [sys.executable, "-m", "kvmkit"]
+    served = subprocess.Popen([*kvmkit, "serve-device", "blk", str(disk), "--socket", str(sock)])
+    try:
+        until = time.monotonic() + 20
+        while not sock.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        options = ["--accel", "kvm", "--memory", "16M", "--kernel", str(kernel), "--debug-exit", "--timeout", "60"]
+        options += ["--vhost-user", f"blk={sock}", "--stats", str(stats)]
+        done = subprocess.run([*kvmkit, "run", *options], capture_output=True, text=True)
+    finally:
+        served.terminate()
+        served.wait()
+    if "/dev/kvm" in done.stderr and "warning:" not in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 1, done.stderr
+    exits = json.loads(stats.read_bytes())["exits"]
+    assert exits.get("memory", exits.get("mmio", 0)) < 60, "the set-up's, and none for a request"

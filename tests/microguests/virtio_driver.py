@@ -1,4 +1,4 @@
-"""A virtio driver of some 300 bytes in ring 3 that takes interrupts, for a disk or a card, on virtio-mmio or virtio-pci.
+"""A virtio driver of some 300 bytes in ring 3 that takes interrupts, for a disk or a card, on both transports.
 
 It looks into the ring only after an interrupt was counted; the handler counts it, takes the device's status back where
 the transport has one, and ends it. What to write into which register before is a table in its memory.
