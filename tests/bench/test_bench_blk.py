@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from tests.bench.short import short_run
 
-from kvmkit.bench import blk_kernel
+from kvmkit.bench import blk, blk_fio, blk_kernel, qemu
 from kvmkit.bus import pc
+from kvmkit.errors import HostError
+from kvmkit.guest import images
 
 DISK = 1 << 20
 
@@ -87,3 +89,24 @@ def test_a_disk_that_another_process_serves_costs_no_exit_either(tmp_path: Path)
     assert done.returncode == 1, done.stderr
     exits = json.loads(stats.read_bytes())["exits"]
     assert exits.get("memory", exits.get("mmio", 0)) < 60, "the set-up's, and none for a request"
+
+
+def test_what_fio_says_is_read() -> None:
+    job = '{"read": {"io_bytes": 0, "iops": 0}, "write": {"io_bytes": 4096, "iops": 10.5}}'
+    assert blk_fio.parse(b'fio: a note\n{"jobs": [%b]}' % job.encode()) == blk_fio.Result(10.5, 4096)
+    for text in (b"", b"{}", b'{"jobs": []}', b'{"jobs": [{"read": {"io_bytes": 0, "iops": 0}}]}', b"{nothing"):
+        assert blk_fio.parse(text) is None
+
+
+@pytest.mark.guest
+def test_fio_in_a_guest_on_both(tmp_path: Path) -> None:
+    try:
+        bench = blk_fio.Bench(images.ensure(), tmp_path, 100)
+    except HostError as error:
+        pytest.skip(f"it can't be built here: {error}")
+    point = next(one for one in blk.POINTS if one.way == "write" and one.depth == 32)
+    for side in ("kvmkit", "qemu") if qemu.version() is not None else ("kvmkit",):
+        found = bench.run(side, point, 0.2)
+        assert found.rate > 0
+        assert found.cpu_per_gb is not None
+        assert found.cpu_per_gb > 0
