@@ -95,7 +95,21 @@ def command(side: str, path: str, sock: str, stats: str) -> list[str]:
 
 
 def time_one(side: str, point: Point, frames: int, directory: Path, timeout: float) -> Round:
-    """One run. Raises RunFailedError when it does not come to its end."""
+    """One run. Raises RunFailedError when it does not come to its end.
+
+    QEMU connects while its guest runs already, and drops what that sends before: such a run is made again, twice.
+    """
+    for again in (True, True, False):
+        done, missing = _time(side, point, frames, directory, timeout)
+        if missing == 0:
+            return done
+        if not again or side != "qemu":
+            break
+    raise RunFailedError(f"{missing} bytes did not come out of it")
+
+
+def _time(side: str, point: Point, frames: int, directory: Path, timeout: float) -> tuple[Round, int]:
+    """A run, and the bytes that its guest sent and that did not arrive."""
     path, stats, sock = directory / "kernel.elf", directory / "stats.json", directory / "peer.sock"
     path.write_bytes(net_kernel.build(points.BASES[side], point.way, point.size, frames))
     sock.unlink(missing_ok=True)
@@ -105,9 +119,7 @@ def time_one(side: str, point: Point, frames: int, directory: Path, timeout: flo
         done = points.timed(line, frames, point.size, stats if side == "kvmkit" else None, timeout)
     finally:
         peer.close()
-    if point.way == "send" and peer.received != frames * (4 + point.size):
-        raise RunFailedError(f"{peer.received} bytes came out of it, not {frames * (4 + point.size)}")
-    return done
+    return done, frames * (4 + point.size) - peer.received if point.way == "send" else 0
 
 
 def measure(seconds: float, runs: int, timeout: float, progress: Progress) -> PointsReport:

@@ -43,6 +43,8 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class PointReport(msgspec.Struct):
+    """`requests` of each round; 0: a round has a time instead."""
+
     requests: int
     kvmkit: list[Round | None] = []
     qemu: list[Round | None] = []
@@ -123,11 +125,12 @@ def measure(
                     except RunFailedError as error:
                         getattr(found, side).append(None)
                         report.failures.append(f"{point.name}, {side}, round {number + 1}: {error}")
-            _summarize(found)
+            summarize(found)
     return report
 
 
-def _summarize(found: PointReport) -> None:
+def summarize(found: PointReport) -> None:
+    """Fill in the ratios."""
     ours, theirs = ([None if one is None else one.rate for one in side] for side in (found.kvmkit, found.qemu))
     if theirs:
         found.ratio = pairs(ours, theirs)

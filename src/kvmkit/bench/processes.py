@@ -45,6 +45,12 @@ class Child:
         self._pidfd = os.pidfd_open(self.pid)
         self.cpu_seconds: float | None = None
 
+    @property
+    def output(self) -> int:
+        """Its output's descriptor; with `pipe` only."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
     def __enter__(self) -> Child:
         return self
 

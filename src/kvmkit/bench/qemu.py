@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 PROGRAM = "qemu-system-x86_64"
 MISSING = f"{PROGRAM} is not here, so kvmkit is measured alone (Debian: apt-get install qemu-system-x86)"
@@ -24,19 +25,28 @@ def version() -> str | None:
 
 def linux(accel: str, memory: int, kernel: str, initrd: str, append: str, channel: int) -> list[str]:
     """QEMU's smallest machine with two serial ports, the second on descriptor `channel` (a connected socket)."""
-    return [
-        *_common(accel, memory, "acpi=off,rtc=on,isa-serial=off"),
-        *("-kernel", kernel, "-initrd", initrd, "-append", append),
-        *("-chardev", "null,id=c0", "-device", "isa-serial,chardev=c0"),
-        *("-chardev", f"socket,id=c1,fd={channel}", "-device", "isa-serial,chardev=c1,iobase=0x2f8,irq=3,index=1"),
-    ]
+    machine = _common(accel, memory, "microvm,acpi=off,rtc=on,isa-serial=off")
+    return [*machine, *_started(kernel, initrd, append, channel)]
+
+
+def linux_on_pc(memory: int, kernel: str, initrd: str, append: str, channel: int, devices: Sequence[str]) -> list[str]:
+    """The same with PCI, on TCG: as a PC, whose clocks Debian's kernel can tell the time by, with `devices`."""
+    return [*_common("tcg", memory, "pc"), "-vga", "none", *_started(kernel, initrd, append, channel), *devices]
 
 
 def multiboot(memory: int, kernel: str) -> list[str]:
     """The same machine with a serial port on standard output and a debug exit port, on KVM."""
     return [
-        *_common("kvm", memory, "acpi=off"),
+        *_common("kvm", memory, "microvm,acpi=off"),
         *("-kernel", kernel, "-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+    ]
+
+
+def _started(kernel: str, initrd: str, append: str, channel: int) -> list[str]:
+    return [
+        *("-kernel", kernel, "-initrd", initrd, "-append", append),
+        *("-chardev", "null,id=c0", "-device", "isa-serial,chardev=c0"),
+        *("-chardev", f"socket,id=c1,fd={channel}", "-device", "isa-serial,chardev=c1,iobase=0x2f8,irq=3,index=1"),
     ]
 
 
@@ -44,4 +54,4 @@ def _common(accel: str, memory: int, machine: str) -> list[str]:
     # With microvm's ACPI tables on, Debian's kernel hung under TCG each time it was tried here (it could not calibrate
     # its TSC; why is not known), so they are off. The CPU model is QEMU's own default.
     shared = ("-nodefaults", "-no-user-config", "-display", "none")
-    return [PROGRAM, "-M", f"microvm,{machine}", "-accel", accel, "-m", f"{memory // 1024}K", *shared]
+    return [PROGRAM, "-M", machine, "-accel", accel, "-m", f"{memory // 1024}K", *shared]

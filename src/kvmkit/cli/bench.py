@@ -24,6 +24,7 @@ examples:
   kvmkit bench boot --runs 10         Debian's kernel to user space, in turn with QEMU
   kvmkit bench exits --json           exits to user space on KVM, in turn with a bare loop and QEMU
   kvmkit bench blk                    a disk on KVM, in turn with QEMU
+  kvmkit bench blk --accel tcg        fio in Linux on the software CPU, in turn with QEMU's
   kvmkit bench net                    a network card on KVM, in turn with QEMU
 
 exit status: 0 all was measured; 1 a run failed (it is told, and counts nowhere) or /dev/kvm can't be used.
@@ -44,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     boot.add_argument("--memory", "-m", default="512M", metavar="SIZE", help="guest RAM (default: 512M)")
     exits = topics.add_parser("exits", help="exits on KVM", description="Time exits to user space on KVM.")
     exits.add_argument("--seconds", default="0.3", metavar="S", help="how long one round takes (default: 0.3)")
-    blk = topics.add_parser("blk", help="a disk on KVM", description="Time reads and writes of a disk on KVM.")
+    blk = topics.add_parser("blk", help="a disk", description="Time reads and writes of a disk.")
+    blk.add_argument("--accel", default="kvm", choices=("kvm", "tcg"), help="kvm (default), or tcg: fio in Linux")
     blk.add_argument("--seconds", default="0.5", metavar="S", help="how long one round takes (default: 0.5)")
     net = topics.add_parser("net", help="a network card on KVM", description="Time frames to and from a card on KVM.")
     net.add_argument("--seconds", default="0.5", metavar="S", help="how long one round takes (default: 0.5)")
@@ -86,9 +88,21 @@ def _exits(args: argparse.Namespace, runs: int, timeout: float) -> int:
 
 
 def _blk(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    if args.accel == "tcg":
+        return _fio(args, runs, timeout)
     from kvmkit.bench import blk
 
     return _on_kvm(args, runs, timeout, blk.measure, blk.show)
+
+
+def _fio(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    from kvmkit.bench import blk_fio
+    from kvmkit.guest.progress import Shown
+
+    seconds = _number(args.seconds, "--seconds", 0.01, MOST_SECONDS)
+    with Shown() as progress:
+        report = blk_fio.measure(seconds, runs, timeout, progress)
+    return _told(args, report, blk_fio.show)
 
 
 def _net(args: argparse.Namespace, runs: int, timeout: float) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvmkit.errors import BadInput, HostError, KvmkitError
@@ -57,6 +57,13 @@ class Home:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def spec(self) -> bytes:
+        """What it is to be, as it was stored. BadInput when the VM has gone meanwhile."""
+        try:
+            return files.read(self.directory, SPEC)
+        except FileNotFoundError:
+            raise names.unknown(self.name, listing()) from None
 
     def running(self) -> bool:
         """Whether its process lives."""
@@ -247,12 +254,17 @@ def _sweep(base: Path) -> None:
     """Remove what processes left that were ended: half-made and half-removed VMs, and, after a day, those without a
     name of their own that were to go when they ended."""
     for entry in list(os.scandir(base)):
-        if entry.name[:2] == "vm" and entry.name[2:].isdigit() and entry.stat().st_mtime < time.time() - DEAD_SECONDS:
-            _sweep_dead(entry.name)
-        if entry.name.startswith((".new.", ".gone.")):
-            pid = entry.name.split(".")[2]
-            if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and entry.stat().st_mtime < time.time() - 60:
-                files.remove_tree(entry.path)
+        with suppress(FileNotFoundError):  # somebody else removes it at this moment
+            _sweep_one(entry)
+
+
+def _sweep_one(entry: os.DirEntry[str]) -> None:
+    if entry.name[:2] == "vm" and entry.name[2:].isdigit() and entry.stat().st_mtime < time.time() - DEAD_SECONDS:
+        _sweep_dead(entry.name)
+    if entry.name.startswith((".new.", ".gone.")):
+        pid = entry.name.split(".")[2]
+        if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and entry.stat().st_mtime < time.time() - 60:
+            files.remove_tree(entry.path)
 
 
 def _sweep_dead(name: str) -> None:

@@ -62,6 +62,7 @@ cdef class Lane:
     cdef int64_t most_spin
     cdef bint spun_dry  # it has just looked for as long as it may, and found nothing
     cdef int distrust, trust_in  # sleeps to let pass before it looks again, where that did not pay
+    cdef bint patient  # its server waits for a descriptor: to look meanwhile would only take what that needs
     cdef bint fresh
     cdef uint32_t wanted
     cdef uint32_t state

@@ -199,7 +199,7 @@ class Lane:
                     self.distrust //= 2
                     idle_since = 0
                 continue
-            if self.spin:
+            if self.spin and not self.patient:
                 now: int64_t = monotonic()
                 if idle_since == 0:
                     idle_since = now

@@ -421,8 +421,9 @@ class Net(VirtioDevice):
     @cython.exceptval(check=False)
     def flush(self, lane: Lane) -> cython.void:
         p: cython.pointer(Pair) = cython.cast(cython.pointer(Pair), lane.context)
-        if not self.backend.flush(p.index):
+        if not p.blocked and not self.backend.flush(p.index):
             p.blocked = True
+        lane.patient = p.blocked  # each look would be a system call, and keep who is to take it from the processor
         self.watch_backend(lane, p)
 
     @cython.cfunc
