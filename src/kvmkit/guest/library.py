@@ -18,7 +18,7 @@ from kvmkit.guest.progress import Progress
 from kvmkit.guest.store import Manifest
 from kvmkit.paths import cache_dir, data_dir
 
-BUILT_IN = ("debian", "tiny")
+BUILT_IN = ("debian", "debian-systemd", "tiny")
 ROOT_DISK, DISK, SEED = "root.erofs", "disk.raw", "seed.iso"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 
