@@ -6,7 +6,9 @@ copy as a service. sshd listens on vsock, too, so that `kvmkit ssh` needs no net
 
 from __future__ import annotations
 
-from kvmkit.guest.disk.tree import Tree
+import stat
+
+from kvmkit.guest.disk.tree import Node, Tree
 
 PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "libpam-systemd", "openssh-server", "cloud-init", "qemu-guest-agent",
@@ -21,6 +23,8 @@ _MASKED = """
     getty@tty1.service systemd-pstore.service systemd-timesyncd.service
     sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount
     modprobe@configfs.service modprobe@drm.service modprobe@efi_pstore.service
+    modprobe@dm_mod.service modprobe@loop.service modprobe@fuse.service sys-fs-fuse-connections.mount
+    systemd-binfmt.service proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount
     sys-kernel-config.mount systemd-update-utmp.service systemd-update-utmp-runlevel.service
 """.split()
 """What a VM has no use for (the host sets its clock), and a software CPU feels at each boot."""
@@ -45,7 +49,9 @@ _HOST_KEY = """\
 [Unit]
 Description=Make this VM's own ssh host key
 ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
-Before=ssh.service kvmkit-ssh.socket
+DefaultDependencies=no
+After=local-fs.target
+Before=ssh.service ssh@.service
 
 [Service]
 Type=oneshot
@@ -54,7 +60,6 @@ ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -C "" -f /etc/ssh/ssh_host_ed2
 _SSH_SOCKET = """\
 [Unit]
 Description=sshd on vsock
-Wants=kvmkit-host-key.service
 
 [Socket]
 ListenStream=vsock::22
@@ -66,6 +71,8 @@ WantedBy=sockets.target
 _SSH_SERVICE = """\
 [Unit]
 Description=sshd for one connection by vsock
+Wants=kvmkit-host-key.service
+After=kvmkit-host-key.service
 
 [Service]
 ExecStartPre=/bin/mkdir -p /run/sshd
@@ -76,11 +83,12 @@ KillMode=process
 _GETTY = """\
 [Service]
 ExecStart=
-ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,57600,38400,9600 - $TERM
+ExecStart=-/sbin/agetty --autologin root --wait-cr --noclear --keep-baud 115200,57600,38400,9600 - $TERM
 """
 _CLOUD = """\
-# Of kvmkit: a seed is the only source, and the agent has set up the network.
-datasource_list: [NoCloud, None]
+# Of kvmkit: without a seed it is left out of the boot (one name alone would be taken unseen); the agent has set up the
+# network.
+datasource_list: [NoCloud, ConfigDrive]
 network: {config: disabled}
 ssh_deletekeys: false
 ssh_genkeytypes: [ed25519]
@@ -103,10 +111,19 @@ def add_files(tree: Tree) -> None:
     wanted = {
         "multi-user.target": "kvmkit-agent.service",
         "sockets.target": "kvmkit-ssh.socket",
-        "ssh.service": "kvmkit-host-key.service",
     }
     for target, unit in wanted.items():
         tree.symlink(f"{_UNITS}/{target}.wants/{unit}", f"/{_UNITS}/{unit}")
+    # The daemon starts when somebody comes by the network.
+    tree.remove(f"{_UNITS}/multi-user.target.wants/ssh.service".encode())
+    tree.remove(f"{_UNITS}/sshd.service".encode())
+    tree.symlink(f"{_UNITS}/sockets.target.wants/ssh.socket", "/usr/lib/systemd/system/ssh.socket")
+    tree.symlink(f"{_UNITS}/ssh@.service.wants/kvmkit-host-key.service", f"/{_UNITS}/kvmkit-host-key.service")
+    tree.symlink(f"{_UNITS}/ssh.service.wants/kvmkit-host-key.service", f"/{_UNITS}/kvmkit-host-key.service")
+    # What is done where packages came without their scripts: theirs have run.
+    newest = max(node.mtime for node in (tree.get(b"usr"), tree.get(b"etc"), tree.get(b"var")) if node is not None)
+    for path in (b"etc/.updated", b"var/.updated"):
+        tree.put(path, Node(stat.S_IFREG | 0o644, mtime=newest + 1))
     for unit in _MASKED:
         tree.symlink(f"{_UNITS}/{unit}", "/dev/null")
     tree.symlink(f"{_UNITS}/default.target", "/usr/lib/systemd/system/multi-user.target")
