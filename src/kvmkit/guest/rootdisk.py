@@ -129,9 +129,7 @@ def add_drivers(tree: Tree, kernel: Kernel) -> None:
     tree.file(TABLE, drivers(kernel.modules, names, f"/usr/lib/modules/{kernel.release}").encode())
 
 
-def build(
-    work: Path, disk: BinaryIO, progress: Progress, *, systemd: bool = False
-) -> tuple[Kernel, dict[str, str]]:
+def build(work: Path, disk: BinaryIO, progress: Progress, *, systemd: bool = False) -> tuple[Kernel, dict[str, str]]:
     """Write the root disk to `disk`. Returns the kernel, and what it is all made of: package -> version.
 
     `systemd`: that of `debian-systemd`.

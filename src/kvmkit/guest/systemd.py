@@ -93,7 +93,18 @@ network: {config: disabled}
 ssh_deletekeys: false
 ssh_genkeytypes: [ed25519]
 disable_root: false
+locale: false
 """
+_LAST = """\
+#!/bin/sh
+# Of kvmkit: the layer below the root is left as a clean file system.
+for disk in /sys/block/vd*; do
+	[ "$(cat "$disk/serial")" = kvmkit-layer ] || continue
+	mkdir -p /run/kvmkit/layer
+	mount "/dev/${disk##*/}" /run/kvmkit/layer && sync && fsfreeze -f /run/kvmkit/layer
+done 2>/dev/null
+"""
+"""Run by systemd when all that can be is stopped and unmounted."""
 _UNITS = "etc/systemd/system"
 
 
@@ -127,6 +138,7 @@ def add_files(tree: Tree) -> None:
     for unit in _MASKED:
         tree.symlink(f"{_UNITS}/{unit}", "/dev/null")
     tree.symlink(f"{_UNITS}/default.target", "/usr/lib/systemd/system/multi-user.target")
+    tree.file("usr/lib/systemd/system-shutdown/kvmkit", _LAST.encode(), 0o755)
     tree.file("etc/cloud/cloud.cfg.d/99-kvmkit.cfg", _CLOUD.encode())
     tree.file("etc/ssh/sshd_config.d/kvmkit.conf", b"HostKey /etc/ssh/ssh_host_ed25519_key\nUseDNS no\n")
     for kind in ("rsa", "ecdsa", "ed25519"):  # each VM is to have its own
