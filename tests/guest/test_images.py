@@ -33,7 +33,7 @@ def left_over(home: Path) -> list[str]:
 
 
 def test_an_unknown_image_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="no guest image 'plan9'; known: debian, tiny"):
+    with pytest.raises(BadInput, match="no guest image 'plan9'; known: debian, debian-systemd, tiny"):
         images.ensure("plan9")
 
 

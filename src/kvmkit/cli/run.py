@@ -53,7 +53,8 @@ with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engin
 
 
 GIVEN = (
-    "name accel memory cpus cpu nested hugepages root_size transport vsock policy kernel firmware append timeout"
+    "name accel memory cpus cpu nested hugepages root_size transport vsock policy user_data kernel firmware append"
+    " timeout"
 ).split()
 """Options that are fields of a VmSpec as they come."""
 
@@ -105,6 +106,7 @@ def specification(parser: argparse.ArgumentParser) -> None:
     text = "sockets between host and guest (vsock.sock in the VM's directory); default: with kvmkit's agent"
     add("--vsock", nargs="?", const=True, type=_cid, metavar="CID", help=text)
     add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
+    add("--user-data", metavar="FILE", help="cloud-init's user-data, for a guest that has it (debian-systemd)")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
     add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
@@ -268,6 +270,14 @@ def run_spec(
     with _pidfile(spec.pidfile), create.make(spec, temporary=temporary) as home:
         if spec.root_size or not temporary:
             machine = _with_layer(home, machine, spec)
+        if spec.user_data:
+            from kvmkit.manager import seed
+
+            try:
+                machine = seed.attached(machine, home.path, spec.user_data)
+            except BaseException:
+                home.discard()
+                raise
         return session.run(
             home,
             machine,

@@ -24,6 +24,7 @@ VERBS: dict[str, Verb] = {
     "rm": Verb("kvmkit.cli.rm", "remove VMs and all that is theirs", names=True),
     "ps": Verb("kvmkit.cli.ps", "list VMs"),
     "exec": Verb("kvmkit.cli.exec", "run a command in a VM that runs", names=True),
+    "ssh": Verb("kvmkit.cli.ssh", "ssh into a guest, over vsock", names=True),
     "cp": Verb("kvmkit.cli.cp", "copy files into a guest and out of it", names=True),
     "console": Verb("kvmkit.cli.console", "attach to the console of a VM that runs", names=True),
     "logs": Verb("kvmkit.cli.logs", "show what a VM's console said", names=True),

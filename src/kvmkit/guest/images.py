@@ -2,6 +2,7 @@
 
     <cache>/images/tiny/<key>/      vmlinuz  initrd                 all in an initramfs, the agent too
     <cache>/images/debian/<key>/    vmlinuz  initrd  root.erofs     a root disk, and the initramfs that mounts it
+    <cache>/images/debian-systemd/<key>/                            the same, with systemd
     <cache>/images/agent/<key>/     initrd                          the agent, for those with a root disk
 
 The key tells what made the image (its recipe, and the agent that is in it), so a newer kvmkit builds anew.
@@ -20,7 +21,7 @@ from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest import library, store
 from kvmkit.guest.agent_build import source_key
 from kvmkit.guest.progress import Progress, Silent
-from kvmkit.guest.recipe import APPEND, ROOT, TINY
+from kvmkit.guest.recipe import APPEND, ROOT, SYSTEMD, TINY
 from kvmkit.guest.store import Manifest
 from kvmkit.paths import cache_dir
 
@@ -60,7 +61,9 @@ def ensure(name: str = "tiny", progress: Progress | None = None) -> GuestImage:
     if name not in NAMES and library.exists(name):
         return of_library(name, progress)
     directory = directory_of(name)
-    make, needed = (_make_root, _ROOT_FILES) if name == "debian" else (_make_tiny, _TINY_FILES)
+    make, needed = (_make_tiny, _TINY_FILES) if name == "tiny" else (_make_root, _ROOT_FILES)
+    if name == "debian-systemd":
+        make = _make_systemd
     manifest = _ensure(directory, needed, make, progress)
     return with_agent(directory, manifest, progress)
 
@@ -104,8 +107,8 @@ def remove(name: str = "tiny") -> None:
 def directory_of(name: str) -> Path:
     if name not in NAMES:
         raise BadInput(f"there is no guest image {name!r}; known: {', '.join(NAMES)} (or give --kernel and --initrd)")
-    key = f"{store.FORMAT}.{TINY}-{source_key()}" if name == "tiny" else f"{store.FORMAT}.{ROOT}"
-    return cache_dir() / "images" / name / key
+    keys = {"tiny": f"{TINY}-{source_key()}", "debian": f"{ROOT}", "debian-systemd": f"{ROOT}.{SYSTEMD}"}
+    return cache_dir() / "images" / name / f"{store.FORMAT}.{keys[name]}"
 
 
 def _ensure(
@@ -137,14 +140,21 @@ def _make_tiny(work: Path, progress: Progress) -> Manifest:
     return Manifest(release=built.release, append=APPEND, packages=built.packages, source="kvmkit")
 
 
-def _make_root(work: Path, progress: Progress) -> Manifest:
+def _make_root(work: Path, progress: Progress, *, systemd: bool = False) -> Manifest:
     from kvmkit.guest import rootdisk
 
     with (work / "image" / ROOT_DISK).open("w+b") as disk:
-        kernel, packages = rootdisk.build(work, disk, progress)
+        kernel, packages = rootdisk.build(work, disk, progress, systemd=systemd)
     store.write(work / "image" / "vmlinuz", kernel.image)
     store.write(work / "image" / "initrd", rootdisk.initramfs(kernel))
     return Manifest(release=kernel.release, append=APPEND, packages=packages, source="kvmkit")
+
+
+def _make_systemd(work: Path, progress: Progress) -> Manifest:
+    from kvmkit.guest import systemd
+
+    made = _make_root(work, progress, systemd=True)
+    return msgspec.structs.replace(made, append=f"{APPEND} {systemd.APPEND}")
 
 
 def _make_agent(work: Path, progress: Progress) -> Manifest:

@@ -1,6 +1,6 @@
 """The images that a user made: built, imported or pulled. They lie where nothing is made again by itself.
 
-<data>/images/<name>/    image.json, and either  vmlinuz initrd root.erofs  or  disk.raw [seed.iso]
+<data>/images/<name>/    image.json, and either  vmlinuz initrd root.erofs  or  disk.raw [seed.iso user-data]
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kvmkit.guest.progress import Progress
 from kvmkit.guest.store import Manifest
 from kvmkit.paths import cache_dir, data_dir
 
-BUILT_IN = ("debian", "tiny")
-ROOT_DISK, DISK, SEED = "root.erofs", "disk.raw", "seed.iso"
+BUILT_IN = ("debian", "debian-systemd", "tiny")
+ROOT_DISK, DISK, SEED, USER_DATA = "root.erofs", "disk.raw", "seed.iso", "user-data"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 
 

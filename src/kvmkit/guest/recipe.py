@@ -8,5 +8,8 @@ TINY = 11
 ROOT = 6
 """The same for `debian`: rootdisk.py, drivers.py, disk/erofs.py."""
 
+SYSTEMD = 1
+"""The same for `debian-systemd`, beside that: systemd.py."""
+
 APPEND = "quiet cryptomgr.notests"
 """Kernel parameters that suit the guest on any machine; the machine adds its own (console=, ...)."""

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from kvmkit.guest import systemd as service_manager
 from kvmkit.guest.apt import Apt
 from kvmkit.guest.bootstrap import bootstrap, slim
 from kvmkit.guest.cpio import CpioWriter
@@ -128,8 +129,10 @@ def add_drivers(tree: Tree, kernel: Kernel) -> None:
     tree.file(TABLE, drivers(kernel.modules, names, f"/usr/lib/modules/{kernel.release}").encode())
 
 
-def build(work: Path, disk: BinaryIO, progress: Progress) -> tuple[Kernel, dict[str, str]]:
+def build(work: Path, disk: BinaryIO, progress: Progress, *, systemd: bool = False) -> tuple[Kernel, dict[str, str]]:
     """Write the root disk to `disk`. Returns the kernel, and what it is all made of: package -> version.
+
+    `systemd`: that of `debian-systemd`.
 
     HostError: apt, the network, or this machine's tools fail.
     """
@@ -140,7 +143,8 @@ def build(work: Path, disk: BinaryIO, progress: Progress) -> tuple[Kernel, dict[
     kernel = read_kernel(apt.download([name])[name], progress)
     _pack_modules(kernel, work / "modules.tar")
     hooks = [f"tar-in {work}/modules.tar /", f'chroot "$1" depmod {kernel.release}']
-    found = bootstrap(work, sources, PACKAGES, hooks, progress)
+    packages = (*PACKAGES, *service_manager.PACKAGES) if systemd else PACKAGES
+    found = bootstrap(work, sources, packages, hooks, progress)
     progress.step("writing the root disk")
     tree = Tree()
     with found.open("rb") as file:
@@ -148,6 +152,8 @@ def build(work: Path, disk: BinaryIO, progress: Progress) -> tuple[Kernel, dict[
         archive.add_tar(tree, file, advance=lambda done: progress.advance(done, 2 * size))
         own_files(tree)
         debian_files(tree)
+        if systemd:
+            service_manager.add_files(tree)
         add_drivers(tree, kernel)
         erofs.write(tree, disk)
         versions = installed(tree)

@@ -73,7 +73,9 @@ def import_disk(
         if cloud or user_data is not None:
             from kvmkit.manager import seed
 
-            seed.write(work / "image" / library.SEED, name, seed.user_data(user_data, password))
+            data = seed.user_data(user_data, password)
+            seed.write(work / "image" / library.SEED, name, data)
+            (work / "image" / library.USER_DATA).write_bytes(data)
         return Manifest(source=f"{path.name} ({known})")
 
     return library.make(name, fill, progress, replace=replace), password

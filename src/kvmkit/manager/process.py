@@ -81,6 +81,10 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
             from kvmkit.manager import rootdisk
 
             machine = rootdisk.with_layer(machine, own.path, wanted.root_bytes())
+        if wanted.user_data:
+            from kvmkit.manager import seed
+
+            machine = seed.attached(machine, own.path, wanted.user_data)
         vmm = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
         if wanted.serial:
             from kvmkit.manager import events, outlet

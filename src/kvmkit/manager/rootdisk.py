@@ -71,7 +71,7 @@ def _own_disk(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
         if size > work.stat().st_size:
             os.truncate(work, size)
         if (image / library.SEED).exists():
-            layer.copy_sparse(image / library.SEED, directory / library.SEED)
+            _own_seed(image, directory)
             disks[1] = msgspec.structs.replace(disks[1], path=str(directory / library.SEED))
         work.rename(target)
     except OSError as error:
@@ -80,6 +80,18 @@ def _own_disk(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
         work.unlink(missing_ok=True)
     disks[0] = Disk(path=str(target))
     return msgspec.structs.replace(machine, disks=tuple(disks))
+
+
+def _own_seed(image: Path, directory: Path) -> None:
+    """The seed of an image, with the VM's name."""
+    from kvmkit.guest import layer, library
+    from kvmkit.manager import seed
+
+    (directory / library.SEED).unlink(missing_ok=True)
+    if (image / library.USER_DATA).exists():
+        seed.write(directory / library.SEED, directory.name, (image / library.USER_DATA).read_bytes())
+    else:
+        layer.copy_sparse(image / library.SEED, directory / library.SEED)
 
 
 def with_layer(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadInput, HostError
+
+if TYPE_CHECKING:
+    from kvmkit.machine import MachineSpec
 
 LARGEST = 1 << 20
 _DEFAULT = """\
@@ -13,14 +18,45 @@ _DEFAULT = """\
 password: {password}
 chpasswd: {{ expire: false }}
 ssh_pwauth: false
-{keys}"""
+disable_root: false
+{keys}write_files:
+  - path: /etc/systemd/system/kvmkit-ssh.socket
+    content: |
+      [Unit]
+      Description=sshd on vsock
+      [Socket]
+      ListenStream=vsock::22
+      Accept=yes
+      [Install]
+      WantedBy=sockets.target
+  - path: /etc/systemd/system/kvmkit-ssh@.service
+    content: |
+      [Unit]
+      Description=sshd for one connection by vsock
+      [Service]
+      ExecStartPre=/bin/mkdir -p /run/sshd
+      ExecStart=-/usr/sbin/sshd -i
+      StandardInput=socket
+      KillMode=process
+runcmd:
+  - [systemctl, daemon-reload]
+  - [systemctl, enable, --now, kvmkit-ssh.socket]
+"""
+_META = "instance-id: {name}\nlocal-hostname: {name}\n"
 
 
 def user_data(path: Path | None, password: str) -> bytes:
-    """The user's file, or one that sets a password and this user's ssh keys. BadInput: no such file."""
+    """The user's file, or one that sets a password, this user's ssh keys and kvmkit's, and has sshd listen on vsock.
+
+    BadInput: no such file.
+    """
     if path is None:
+        from kvmkit.manager import ssh
+
         found = sorted(Path.home().glob(".ssh/id_*.pub"))
         keys = [key.read_text(errors="replace").strip() for key in found]
+        if shutil.which("ssh-keygen"):
+            keys.append(ssh.public_key())
         lines = "ssh_authorized_keys:\n" + "".join(f"  - {key}\n" for key in keys) if keys else ""
         return _DEFAULT.format(password=password, keys=lines).encode()
     try:
@@ -40,9 +76,25 @@ def write(target: Path, hostname: str, user: bytes) -> None:
         raise HostError("a cloud image's seed needs pycdlib: pip install pycdlib") from None
     disc = PyCdlib()
     disc.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
-    files = {"user-data": user, "meta-data": f"instance-id: {hostname}\nlocal-hostname: {hostname}\n".encode()}
+    files = {"user-data": user, "meta-data": _META.format(name=hostname).encode()}
     for name, data in files.items():
         iso = "/" + name.replace("-", "_").upper() + ".;1"
         disc.add_fp(io.BytesIO(data), len(data), iso, rr_name=name, joliet_path=f"/{name}")
     disc.write(str(target))
     disc.close()
+
+
+def attached(machine: MachineSpec, directory: Path, given: str) -> MachineSpec:
+    """The machine with a seed of this user-data, made in the VM's directory at its first start. BadInput, HostError."""
+    if not given:
+        return machine
+    import msgspec
+
+    from kvmkit.guest import library
+    from kvmkit.machine.spec import Disk
+
+    path = directory / library.SEED
+    if not path.exists():
+        write(path, directory.name, user_data(Path(given), ""))
+    others = tuple(disk for disk in machine.disks if Path(disk.path).name != library.SEED)  # an image's own
+    return msgspec.structs.replace(machine, disks=(*others, Disk(path=str(path), readonly=True)))

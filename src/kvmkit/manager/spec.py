@@ -78,6 +78,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         bool | int | None,
         Meta(description="sockets between host and guest, or the guest's CID; none: where kvmkit's agent is in it"),
     ] = None
+    user_data: Annotated[str, Meta(description="a file with cloud-init's user-data, given to the guest by a seed")] = ""
     command: Annotated[tuple[str, ...], Meta(description="run this in the guest, and end with it")] = ()
     console: Annotated[bool, Meta(description="the guest's serial console is its user's; no agent in it")] = False
     serial: Annotated[
@@ -102,7 +103,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def vsock_device(self) -> Vsock | None:
         """The device; its socket gets its place when the VM has one."""
         if self.vsock is None:
-            return Vsock(optional=True) if self.with_agent else None
+            return Vsock(optional=True) if self.with_agent or is_disk(self.image) else None
         return Vsock(cid=self.vsock if self.vsock is not True else 0) if self.vsock is not False else None
 
     def check(self) -> None:
@@ -145,6 +146,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             self._check_firmware()
         if (vsock := self.vsock_device) is not None:
             vsock.check()
+        if self.user_data:
+            from kvmkit.manager import seed
+
+            seed.user_data(Path(self.user_data), "")
         if self.initrd and not self.kernel:
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
@@ -192,6 +197,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             self,
             kernel=os.path.join(base, self.kernel) if self.kernel else "",
             serial=_absolute_serial(self.serial, base),
+            user_data=os.path.join(base, self.user_data) if self.user_data else "",
             pidfile=os.path.join(base, self.pidfile) if self.pidfile else "",
             firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",

@@ -101,6 +101,9 @@ void network_up(void);
 
 /* start.c: what only the first process does. */
 extern int wants_vsock;
+extern char init_path[64];                      /* who is to be the first process in our place; "": nobody */
+void read_command_line(void);
+void become_init(void);                         /* after start_early; comes back if there is none */
 const char *start_early(void);                  /* returns the serial channel's path */
 void start_late(void);
 void mount_volumes(void);                       /* after drivers were loaded */

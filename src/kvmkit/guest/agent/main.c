@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "agent.h"
 
+static int service;    /* of a service manager, which is the first process then */
 static int loader; /* the process that loads vsock's driver; 0: none */
 
 static void hello(struct channel *c)
@@ -19,6 +20,8 @@ static void handle(struct channel *c, u8 type, u8 id, const u8 *data, u32 n)
         set_time(data, n);
     else if (type == ENTROPY)
         add_entropy(data, n);
+    else if (type == POWEROFF && service) /* systemd(1): SIGRTMIN+4 powers off, +5 reboots */
+        sys_kill(1, n && data[0] ? 34 + 5 : 34 + 4);
     else if (type == POWEROFF)
         finish(n && data[0] ? LINUX_REBOOT_CMD_RESTART : LINUX_REBOOT_CMD_POWER_OFF);
     else if (id)
@@ -58,6 +61,11 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
     u64 mask = BIT(SIGCHLD) | BIT(SIGPIPE);
 
     const char *path = first_process ? start_early() : stack[0] > 1 ? argv[1] : "/dev/ttyS1";
+    if (first_process)
+        become_init();
+    service = !first_process && stack[0] > 2 && starts_with(argv[2], "service");
+    if (service)
+        read_command_line();
     if (first_process) {
         mask |= BIT(SIGUSR1) | BIT(SIGUSR2) | BIT(SIGTERM) | BIT(SIGINT);
         sys_reboot(LINUX_REBOOT_CMD_CAD_OFF);
@@ -83,8 +91,9 @@ __attribute__((noreturn, used)) void agent_main(long *stack)
     }
     hello(&serial);
     channel_flush(&serial);
-    if (first_process) {
+    if (first_process)
         start_late();
+    if (first_process || service) {
         loader = load_drivers(wants_vsock);
         network_up();
         mount_volumes();

@@ -6,12 +6,20 @@
 
 static char channel_path[64] = "/dev/ttyS1";
 int wants_vsock;
+char init_path[64];
 static int has_volumes;
 
-static void read_command_line(void)
+static void copy_word(char *to, u32 at, u32 room, const char *from)
+{
+    while (*from > ' ' && at < room - 1)
+        to[at++] = *from++;
+    to[at] = 0;
+}
+
+void read_command_line(void)
 {
     static char line[4096];
-    static const char key[] = "kvmkit.channel=";
+    static const char key[] = "kvmkit.channel=", init[] = "kvmkit.init=";
     int fd = sys_open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
     long n = sys_read(fd, line, sizeof line - 1);
     sys_close(fd);
@@ -20,12 +28,11 @@ static void read_command_line(void)
             wants_vsock = 1;
         if ((word == line || word[-1] == ' ') && starts_with(word, "kvmkit.volume="))
             has_volumes = 1;
+        if ((word == line || word[-1] == ' ') && starts_with(word, init))
+            copy_word(init_path, 0, sizeof init_path, word + sizeof init - 1);
         if ((word != line && word[-1] != ' ') || !starts_with(word, key))
             continue;
-        u32 at = 5; /* after "/dev/" */
-        for (const char *c = word + sizeof key - 1; *c > ' ' && at < sizeof channel_path - 1; c++)
-            channel_path[at++] = *c;
-        channel_path[at] = 0;
+        copy_word(channel_path, 5 /* after "/dev/" */, sizeof channel_path, word + sizeof key - 1);
     }
 }
 
@@ -42,6 +49,29 @@ const char *start_early(void)
     if (fd >= 0)
         sys_close(fd);
     return channel_path;
+}
+
+/* A system with a service manager: the root disk is mounted for it, and a copy of this program put where a service
+ * of its finds it. */
+void become_init(void)
+{
+    static char *argv[] = {init_path, NULL};
+    static char *env[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", NULL};
+    static u8 piece[16384];
+    if (!init_path[0] || !root_wanted())
+        return;
+    int own = sys_open("/init", O_RDONLY | O_CLOEXEC);
+    sys_mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    root_start();
+    sys_mount("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755");
+    sys_mkdir("/run/kvmkit", 0755);
+    int copy = sys_create("/run/kvmkit/agent", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755);
+    for (long n; copy >= 0 && (n = sys_read(own, piece, sizeof piece)) > 0;)
+        sys_write(copy, piece, n);
+    sys_close(copy);
+    sys_close(own);
+    sys_execve(init_path, argv, env);
+    finish(LINUX_REBOOT_CMD_POWER_OFF); /* a root disk whose init can't be run */
 }
 
 static void loopback_up(void)
