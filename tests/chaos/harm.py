@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from tests.cli.calling import COMMAND, environment
 
+from kvmkit.errors import BadInput
+
 from .vm import LATE_SECONDS, ChaosVM, call
 
 PAIRS = (
@@ -40,6 +42,8 @@ class Harm:
             chosen(vm)
         except subprocess.TimeoutExpired as late:
             self.trouble.append(f"{late.cmd[len(COMMAND) :]} hung")
+        except BadInput:
+            pass  # its minder has it between two names
 
     def _kill_part(self, vm: ChaosVM) -> None:
         parts = vm.processes()
@@ -82,16 +86,7 @@ class Harm:
                 words.append(vm.name + "x")
             if verb == "stop":
                 words += ["--timeout", "5"]
-            running.append(
-                subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env=environment(),
-                )  # fmt: skip
-            )
+            running.append(_begin(words))
         for process, verb in zip(running, pair, strict=True):
             try:
                 _, said = process.communicate(timeout=LATE_SECONDS)
@@ -105,6 +100,12 @@ class Harm:
         if not _there(vm.name):  # `rm` was allowed to
             vm.create()
         self.done[" + ".join(pair)] += 1
+
+
+def _begin(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    )
 
 
 def _there(name: str) -> bool:

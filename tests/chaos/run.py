@@ -73,7 +73,7 @@ def _run(
     for minder in minders:
         minder.join()
     wrong = harm.trouble + [line for vm in vms for line in vm.trouble]
-    done = call("stop", *(vm.name for vm in vms))
+    done = call("stop", "--timeout", "15", *(vm.name for vm in vms))
     if done.returncode:
         wrong.append(f"stop: {done.stderr}")
     wrong += account.states()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.cli.calling import COMMAND, environment
 
-from kvmkit.errors import KvmkitError
+from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.manager import home, listing
 from kvmkit.manager.listing import Row
 
@@ -97,6 +97,8 @@ class ChaosVM:
                 self._turn(over)
             except subprocess.TimeoutExpired as late:
                 self.trouble.append(f"{late.cmd[len(COMMAND) :]} hung")
+            except BadInput:
+                time.sleep(0.1)  # it is being renamed, or removed and made again
             except KvmkitError as error:
                 self.trouble.append(str(error))
                 time.sleep(1)
@@ -118,7 +120,7 @@ class ChaosVM:
             self._write(over)
 
     def _start_failed(self, said: str) -> None:
-        """A start may be killed, too; what it may not do is to leave something that keeps the next one from starting."""
+        """A start may be killed, too; it may not leave anything that keeps the next one from starting."""
         self.ends["start failed"] += 1
         if "Traceback" in said or said.count("\n") > 1:
             self.trouble.append(f"start {self.name}: {said}")

@@ -70,7 +70,7 @@ def measure(accel: str, image: str, count: int, memory: int, seconds: float, pro
             progress.advance(len(homes), count)
             began = time.perf_counter()
             try:
-                homes.append(held.enter_context(_start(accel, image, memory)))
+                homes.append(held.enter_context(started(accel, image, memory)))
             except BadInput:
                 raise  # not one of them can be
             except (KvmkitError, OSError) as error:
@@ -86,12 +86,6 @@ def measure(accel: str, image: str, count: int, memory: int, seconds: float, pro
             _look(report, homes, seconds)
             report.host_used_bytes = max(before - _available(), 0)
     return report
-
-
-def _start(accel: str, image: str, memory: int) -> Home:
-    from kvmkit.manager.spec import VmSpec
-
-    return started(VmSpec(accel=accel, image=image, memory=f"{memory // 1024}K", networks=()))
 
 
 def _look(report: ManyReport, homes: list[Home], seconds: float) -> None:
@@ -157,9 +151,10 @@ def show(report: ManyReport, stream: IO[str]) -> None:
     )
     print(f"what stops it: {report.stopped_by}", file=stream)
     used = report.memory_used_bytes
+    used = used and Spread(used.min / MIB, used.median / MIB, used.max / MIB)
     rows = [
         ["start of one until its agent answers, ms", shown(report.start_ms)],
-        ["memory of a VM's process (PSS), MiB", shown(used and Spread(*(v / MIB for v in (used.min, used.median, used.max))))],
+        ["memory of a VM's process (PSS), MiB", shown(used)],
         ["CPU of one that idles, % of a host CPU", shown(report.idle_cpu_percent, 2)],
         ["kvmkit ps, Python's start included, ms", shown(report.ps_ms)],
     ]  # fmt: skip

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from kvmkit.errors import KvmkitError
 from kvmkit.manager import control, create, home, spawn
 from kvmkit.manager.home import Home
@@ -43,9 +45,13 @@ def own_home() -> Iterator[Path]:
                 os.environ["KVMKIT_HOME"] = before
 
 
-def started(spec: VmSpec) -> Home:
-    """A VM that runs in the background and whose agent has answered. Raises KvmkitError; nothing is left then."""
-    spec = spec.resolved()
+def started(accel: str, image: str, memory: int = 512 << 20) -> Home:
+    """A VM without a network that runs in the background and whose agent has answered. `memory` in bytes.
+
+    Raises KvmkitError; nothing is left then.
+    """
+    given = {"accel": accel, "image": image, "memory": f"{memory // 1024}K", "networks": []}
+    spec = msgspec.convert(given, VmSpec).resolved()
     spec.machine()  # an image that is not there is built now
     made = create.make(spec)
     try:

@@ -26,8 +26,8 @@ SPAWNS = 20
 TRIPS = 7
 """Of each kind in a round, of which the median counts."""
 _LOOP = (
-    "read a b </proc/uptime; i=0; while [ $i -lt %d ]; do /bin/true; i=$((i+1)); done; read c b </proc/uptime;"
-    ' echo "$a $c"' % SPAWNS
+    f"read a b </proc/uptime; i=0; while [ $i -lt {SPAWNS} ]; do /bin/true; i=$((i+1)); done; read c b </proc/uptime;"
+    ' echo "$a $c"'
 )
 SIDES = {
     "guest": "the guest alone: its shell starts it",
@@ -50,12 +50,10 @@ class TripReport(msgspec.Struct):
 
 def measure(accel: str, image: str, runs: int, timeout: float, progress: Progress) -> TripReport:
     """`runs` rounds on one VM of `image`. Raises HostError when it can't be started."""
-    from kvmkit.manager.spec import VmSpec
-
     report = TripReport(accel, image, {name: [] for name in SIDES})
     with own_home():
         progress.step("start a VM")
-        with started(VmSpec(accel=accel, image=image, networks=())) as home:
+        with started(accel, image) as home:
             _round(home, timeout)  # its files are in no cache yet
             for number in range(1, runs + 1):
                 progress.step(f"round {number} of {runs}")

@@ -282,6 +282,7 @@ class Vmm:
     def resume(self) -> None:
         self.machine.resume()
         self.client.set_time()
+        self.client.add_entropy()  # what was held may have been copied meanwhile
         if self.noted.state == "paused":
             self._note("running", "resumed")
 
@@ -350,6 +351,9 @@ class Vmm:
             raise KvmkitError("its guest has no agent of kvmkit's: it runs a kernel alone, or was given --console")
         if self.client.broken is not None:
             raise self.client.broken
+        if self.noted.state == "paused":
+            name = self.home.current_name()
+            raise KvmkitError(f"{name} is paused: its guest runs nothing before `kvmkit resume {name}`")
 
     def _act(self, peer: Peer, request: Request) -> Task | None:
         from kvmkit.manager import tasks  # most VMs that run a command are never asked for anything

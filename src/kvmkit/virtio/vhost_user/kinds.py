@@ -20,9 +20,9 @@ BLK_NUM_QUEUES = 34  # its place in the configuration space, 16 bits
 BLK_MQ = 1 << 12
 BLK_FLUSH = 1 << 9
 BLK_CONFIG_WCE = 1 << 11
-"""Not offered. With it, the driver believes the configuration's byte for the cache, which in qemu-storage-daemon's says
-write-through while it keeps a qcow2's tables in memory: the driver would never flush, and what it takes for safe be lost
-with the daemon. Without it, a driver that is offered flushes uses them."""
+"""Not offered. With it, the driver believes the configuration's byte for the cache. qemu-storage-daemon's says
+write-through while it keeps a qcow2's tables in memory: the driver would never flush, and what it takes for safe would
+be lost with the daemon. Without it, a driver that is offered flushes uses them."""
 FS_TAG_BYTES = 36
 MOST_QUEUES = 64
 NET_MAC = 1 << 5
