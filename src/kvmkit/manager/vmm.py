@@ -381,6 +381,9 @@ class Vmm:
             case "exec":
                 self._check_agent()
                 return tasks.Exec(peer, self.client, request, self._orphan)
+            case "read" | "write":
+                self._check_agent()
+                return tasks.Transfer(peer, self.client, request, self._orphan)
             case "ready":
                 self._check_agent()
                 return tasks.Ready(peer, self.client, request.timeout)
