@@ -9,6 +9,13 @@ STARTED_NS = time.monotonic_ns()
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:  # before there is a handler that tells it from a mistake of ours
+        return 130
+
+
+def _main(argv: list[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments in (["--version"], ["-V"]):
         from kvmkit import __version__

@@ -86,6 +86,12 @@ def test_writes_survive_without_a_flush(daemon: StorageDaemon, disk: Disk) -> No
     subprocess.run(["qemu-img", "check", "-q", "-U", str(daemon.image)], check=True)
 
 
+def test_a_driver_has_no_reason_to_think_that_it_need_not_flush(disk: Disk) -> None:
+    offered = disk.device.features
+    assert offered & blk.FLUSH
+    assert not offered & kinds.BLK_CONFIG_WCE  # the daemon's byte says write-through, and it is not
+
+
 def test_what_is_kept_has_an_end(daemon: StorageDaemon, disk: Disk) -> None:
     device = disk.device
     assert isinstance(device, VhostUserDevice)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from kvmkit.errors import KvmkitError
-from kvmkit.manager.copy import unpack
+from kvmkit.manager.copy import LARGE, unpack
 
 
 @pytest.mark.guest
-def test_a_file_goes_in_and_comes_out_the_same(kvmkit, web: str, tmp_path: Path) -> None:
-    data = os.urandom(200_000)
+@pytest.mark.parametrize("size", [200_000, LARGE + 4321])
+def test_a_file_goes_in_and_comes_out_the_same(kvmkit, web: str, tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
     (tmp_path / "in").write_bytes(data)
     (tmp_path / "in").chmod(0o751)
     assert kvmkit("cp", str(tmp_path / "in"), f"{web}:/tmp/").returncode == 0
@@ -26,6 +27,18 @@ def test_a_file_goes_in_and_comes_out_the_same(kvmkit, web: str, tmp_path: Path)
     assert kvmkit("cp", f"{web}:/tmp/in", str(tmp_path / "out")).returncode == 0
     assert (tmp_path / "out").read_bytes() == data
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o751
+
+
+@pytest.mark.guest
+def test_a_large_file_that_does_not_fit_leaves_nothing(kvmkit, web: str, tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(LARGE)
+    full = "mkdir -p /tmp/s && mount -t tmpfs -o size=1M none /tmp/s"
+    assert kvmkit("exec", web, "sh", "-c", full).returncode == 0
+    done = kvmkit("cp", str(tmp_path / "large"), f"{web}:/tmp/s")
+    assert (done.returncode, "No space left on device" in done.stderr) == (1, True), done
+    assert kvmkit("exec", web, "ls", "-A", "/tmp/s").stdout == ""
+    assert kvmkit("exec", web, "umount", "/tmp/s").returncode == 0
 
 
 @pytest.mark.guest

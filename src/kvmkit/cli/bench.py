@@ -12,10 +12,12 @@ from kvmkit.errors import BadInput
 if TYPE_CHECKING:
     from kvmkit.bench.boot import BootReport
     from kvmkit.bench.exits import ExitsReport
+    from kvmkit.bench.many import ManyReport
     from kvmkit.bench.points import PointsReport
+    from kvmkit.bench.trip import TripReport
     from kvmkit.guest.progress import Progress
 
-Report = TypeVar("Report", "BootReport", "ExitsReport", "PointsReport")
+Report = TypeVar("Report", "BootReport", "ExitsReport", "PointsReport", "TripReport", "ManyReport")
 
 SUMMARY = "measure beside QEMU in one run"
 
@@ -26,6 +28,8 @@ examples:
   kvmkit bench blk                    a disk on KVM, in turn with QEMU
   kvmkit bench blk --accel tcg        fio in Linux on the software CPU, in turn with QEMU's
   kvmkit bench net                    a network card on KVM, in turn with QEMU
+  kvmkit bench exec                   `kvmkit exec` of `true`, beyond the guest's own time
+  kvmkit bench vms --count 50         idle VMs: how many, what each takes, and what stops it
 
 exit status: 0 all was measured; 1 a run failed (it is told, and counts nowhere) or /dev/kvm can't be used.
 Without QEMU, kvmkit is measured alone.
@@ -50,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     blk.add_argument("--seconds", default="0.5", metavar="S", help="how long one round takes (default: 0.5)")
     net = topics.add_parser("net", help="a network card on KVM", description="Time frames to and from a card on KVM.")
     net.add_argument("--seconds", default="0.5", metavar="S", help="how long one round takes (default: 0.5)")
-    for topic, timeout in ((boot, BOOT_TIMEOUT), (exits, EXITS_TIMEOUT), (blk, EXITS_TIMEOUT), (net, EXITS_TIMEOUT)):
+    timed = [(boot, BOOT_TIMEOUT), (exits, EXITS_TIMEOUT), (blk, EXITS_TIMEOUT), (net, EXITS_TIMEOUT)]
+    timed += _of_life(topics)
+    for topic, timeout in timed:
         topic.add_argument("--runs", default="5", metavar="N", help="rounds (default: 5)")
         topic.add_argument(
             "--timeout",
@@ -61,10 +67,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         topic.add_argument("--json", action="store_true", help="print everything that was measured as JSON")
 
 
+def _of_life(
+    topics: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> list[tuple[argparse.ArgumentParser, float]]:
+    """VMs that run: commands in them, and many at once."""
+    trip = topics.add_parser("exec", help="commands in a VM", description="Time `true` in a VM that runs.")
+    vms = topics.add_parser("vms", help="many VMs at once", description="Run many idle VMs, and see what they take.")
+    for topic, image in ((trip, "debian"), (vms, "tiny")):
+        topic.add_argument("--accel", default="auto", metavar="ENGINE", help="auto, kvm or tcg (default: auto)")
+        topic.add_argument("--image", default=image, metavar="IMAGE", help=f"of the guests (default: {image})")
+    vms.add_argument("--memory", "-m", default="128M", metavar="SIZE", help="guest RAM of each (default: 128M)")
+    vms.add_argument("--count", default="50", metavar="N", help="how many (default: 50)")
+    vms.add_argument("--seconds", default="10", metavar="S", help="for how long they idle (default: 10)")
+    return [(trip, EXITS_TIMEOUT), (vms, EXITS_TIMEOUT)]
+
+
 def run(args: argparse.Namespace) -> int:
     runs = int(_number(args.runs, "--runs", 1, MOST_RUNS, whole=True))
     timeout = _number(args.timeout, "--timeout", 0.1, 1e6)
-    topics = {"boot": _boot, "exits": _exits, "blk": _blk, "net": _net}
+    topics = {"boot": _boot, "exits": _exits, "blk": _blk, "net": _net, "exec": _exec, "vms": _vms}
     return topics[args.topic](args, runs, timeout)
 
 
@@ -79,6 +100,31 @@ def _boot(args: argparse.Namespace, runs: int, timeout: float) -> int:
     with Shown() as progress:
         report = boot.measure(engine, runs, memory, timeout, progress)
     return _told(args, report, boot.show)
+
+
+def _exec(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    from kvmkit.accel.choose import choose
+    from kvmkit.bench import trip
+    from kvmkit.guest.progress import Shown
+
+    engine = choose(args.accel).__name__.rsplit(".", 1)[-1]
+    with Shown() as progress:
+        report = trip.measure(engine, args.image, runs, timeout, progress)
+    return _told(args, report, trip.show)
+
+
+def _vms(args: argparse.Namespace, runs: int, timeout: float) -> int:
+    from kvmkit.accel.choose import choose
+    from kvmkit.bench import many
+    from kvmkit.guest.progress import Shown
+    from kvmkit.machine import parse_size
+
+    count = int(_number(args.count, "--count", 1, MOST_RUNS, whole=True))
+    seconds = _number(args.seconds, "--seconds", 0.1, MOST_SECONDS)
+    engine = choose(args.accel).__name__.rsplit(".", 1)[-1]
+    with Shown() as progress:
+        report = many.measure(engine, args.image, count, parse_size(args.memory), seconds, progress)
+    return _told(args, report, many.show)
 
 
 def _exits(args: argparse.Namespace, runs: int, timeout: float) -> int:

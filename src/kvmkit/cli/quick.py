@@ -94,3 +94,16 @@ def _status(answer: bytes, command: str) -> int:
     refused = json.loads(line)
     say(str(refused.get("error", "the VM's process gave an answer that is none")))
     return int(refused.get("status", 1))
+
+
+def main() -> None:
+    """`./kvmkit exec`: the arguments are the checkout and what came after `exec`. Does not return."""
+    checkout, *arguments = sys.argv[1:]
+    try:
+        status = attempt(list(arguments))
+        if status is None:
+            os.environ["KVMKIT_EXEC_WHOLE"] = "1"
+            os.execv(f"{checkout}/kvmkit", [f"{checkout}/kvmkit", "exec", *arguments])
+    except KeyboardInterrupt:
+        status = 130
+    os._exit(status)  # there is nothing to take down

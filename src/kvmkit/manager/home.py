@@ -147,6 +147,9 @@ class Home:
             if mark in text:
                 what = text.rpartition(mark)[2].partition("\n")[0]
                 detail = f"its process crashed: {what} (see `kvmkit logs --process {self.name}`)"
+            elif "\nTraceback (most recent call last):\n" in "\n" + text:
+                what = text.rstrip().rpartition("\n")[2]
+                detail = f"a mistake of kvmkit's: {what} (see `kvmkit logs --process {self.name}`)"
         return Ended(reason=DIED, status=1, detail=detail, at=time.time(), wanted=False)
 
     def rename(self, name: str) -> None:

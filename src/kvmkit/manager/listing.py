@@ -29,6 +29,7 @@ class Row(msgspec.Struct, kw_only=True):
     memory_used: int = 0
     """What the VM's process has in memory, the guest's RAM included."""
     memory_given: int = 0
+    """Guest RAM, less what its balloon holds."""
     huge_pages: dict[str, int] = {}
     """Huge pages it holds by their size, such as {"2M": 512}. `kvmkit stats` alone looks for them."""
     transparent: int = 0
@@ -58,7 +59,7 @@ def row(home: Home, *, pages: bool = False) -> Row:
         state=state(noted),
         engine=noted.engine,
         cpus=noted.cpus,
-        memory_given=noted.memory,
+        memory_given=noted.memory - noted.balloon,
         created=noted.created,
         started=noted.started,
         foreground=noted.foreground,

@@ -41,6 +41,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     engine: str = ""
     memory: int = 0
     """Bytes of guest RAM."""
+    balloon: int = 0
+    """Bytes of it that the guest has given back."""
     cpus: int = 0
     addresses: list[str] = []
     """Of its network cards, where they are known."""
@@ -70,6 +72,7 @@ def begin(record: Record) -> None:
     record.ticks = process_ticks(record.pid)
     record.boot = boot_id()
     record.ended = None
+    record.balloon = 0
 
 
 def boot_id() -> str:

@@ -127,15 +127,17 @@ class Exec(Wait):
         self._end: float | None = None
         self._agent_until = time.monotonic() + AGENT_SECONDS
         given = peer.take_descriptors()
-        if len(given) != (3 if request.stdin else 2):
+        if len(given) != (1 if request.verb in ("read", "write") else 3 if request.stdin else 2):
             for fd in given:
                 os.close(fd)
-            raise BadInput("exec: its streams' descriptors did not come with the request")
+            raise BadInput(f"{request.verb}: its streams' descriptors did not come with the request")
         self._descriptors = given
         self._patient = True
         """No write to the streams can block."""
         for index, fd in enumerate(given):
-            self._descriptors[index] = self._own(fd, writing=index > 0 or not request.stdin)
+            self._descriptors[index] = self._own(
+                fd, writing=request.verb == "read" or index > 0 or not (request.stdin or request.verb == "write")
+            )
 
     def _own(self, fd: int, *, writing: bool) -> int:
         """The same file, opened once more so that it can be made not to block: O_NONBLOCK belongs to the open file,
@@ -239,3 +241,23 @@ class Exec(Wait):
             self.peer.say({"error": f"the VM ended before {name} did: {ended.get('reason', '')}"})
         self.peer.task = None
         self._close()
+
+
+class Transfer(Exec):
+    """The bytes of one file of the guest's (`argv[0]`), to the client's descriptor (`read`) or from it (`write`).
+
+    Ends as a command does; its status is 0 or an errno of the guest's.
+    """
+
+    def _start(self) -> None:
+        request = self._request
+        path = request.argv[0] if request.argv else ""
+        try:
+            if request.verb == "read":
+                self._command = self._client.read_file(path, self._descriptors[0], LARGE_PIECE)
+            else:
+                self._command = self._client.write_file(path, self._descriptors[0])
+        except UnicodeError:
+            raise BadInput(f"{request.verb}: the file's name is no text") from None
+        if request.timeout is not None:
+            self._end = time.monotonic() + request.timeout

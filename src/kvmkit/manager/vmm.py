@@ -34,6 +34,8 @@ STOP_SECONDS = 30.0
 """How long a guest may take to power off when it is asked to."""
 DRIVER_SECONDS = 10.0
 """After its agent's first word, a guest loads its drivers in a tenth of that."""
+BALLOON_SECONDS = 1.0
+"""How often what the balloon holds is noted while that changes."""
 GRACE_SECONDS = 1.0
 """Between SIGHUP and SIGKILL for a command whose client has gone."""
 
@@ -67,6 +69,7 @@ class Vmm:
         self._boots = 1
         self._drivers_at: float | None = None
         self._drivers_told = False
+        self._balloon_at = 0.0
         self.stopping = ""
         """Why it is to end, when somebody here wants it."""
         self.finished = False
@@ -217,8 +220,9 @@ class Vmm:
                 self._orphans.remove(orphan)
             else:
                 moments.append(moment)
-        if (again := self._look_for_drivers(now)) is not None:
-            moments.append(again)
+        for look in (self._look_for_drivers, self._look_at_balloon):
+            if (again := look(now)) is not None:
+                moments.append(again)
         return min(moments, default=None)
 
     def _look_for_drivers(self, now: float) -> float | None:
@@ -231,6 +235,21 @@ class Vmm:
         if now >= self._drivers_at:
             self._note_undriven()
         return self._drivers_at
+
+    def _look_at_balloon(self, now: float) -> float | None:
+        """Note what the balloon holds, for `kvmkit ps`: once a second while it grows or shrinks."""
+        try:
+            balloon = self.machine.board.virtio.balloon
+        except KvmkitError:  # it is ending
+            return None
+        if balloon is None or self.noted.state != "running":
+            return None
+        if now >= self._balloon_at and balloon.given_bytes != self.noted.balloon:
+            self._balloon_at = now + BALLOON_SECONDS
+            self.noted.balloon = balloon.given_bytes
+            self._note(self.noted.state)
+        settled = balloon.given_bytes == self.noted.balloon == self.noted.memory - balloon.target
+        return None if settled else max(self._balloon_at, now + BALLOON_SECONDS / 2)
 
     def _note_undriven(self) -> None:
         if self._drivers_told or self.noted.foreground:
@@ -282,6 +301,7 @@ class Vmm:
     def resume(self) -> None:
         self.machine.resume()
         self.client.set_time()
+        self.client.add_entropy()  # what was held may have been copied meanwhile
         if self.noted.state == "paused":
             self._note("running", "resumed")
 
@@ -350,6 +370,9 @@ class Vmm:
             raise KvmkitError("its guest has no agent of kvmkit's: it runs a kernel alone, or was given --console")
         if self.client.broken is not None:
             raise self.client.broken
+        if self.noted.state == "paused":
+            name = self.home.current_name()
+            raise KvmkitError(f"{name} is paused: its guest runs nothing before `kvmkit resume {name}`")
 
     def _act(self, peer: Peer, request: Request) -> Task | None:
         from kvmkit.manager import tasks  # most VMs that run a command are never asked for anything
@@ -358,6 +381,9 @@ class Vmm:
             case "exec":
                 self._check_agent()
                 return tasks.Exec(peer, self.client, request, self._orphan)
+            case "read" | "write":
+                self._check_agent()
+                return tasks.Transfer(peer, self.client, request, self._orphan)
             case "ready":
                 self._check_agent()
                 return tasks.Ready(peer, self.client, request.timeout)
