@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Sequence
 
 from kvmkit.errors import HostError
-from kvmkit.vhost_user.daemon import await_end
 from kvmkit.packages import how
+from kvmkit.vhost_user.daemon import await_end
 
 PROGRAM = "passt"
 ADDRESS, PREFIX, GATEWAY, NAMESERVER = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"

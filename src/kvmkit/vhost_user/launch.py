@@ -44,8 +44,8 @@ def become_root() -> None:
 
 
 def keep_groups() -> None:
-    """Have setgroups(2) do nothing, and say that it did. An ordinary user can't leave a group, and QEMU's virtiofsd ends
-    when it is in one and can't leave it; being in its own user's groups gives it nothing. Source: seccomp(2)."""
+    """Have setgroups(2) do nothing, and say that it did. An ordinary user can't leave a group, and QEMU's virtiofsd
+    ends when it is in one and can't leave it; being in its own user's groups gives it nothing. Source: seccomp(2)."""
     load, jump_if_equal, answer = 0x20, 0x15, 0x06
     errno_0, allow = 0x00050000, 0x7FFF0000
     program = [
