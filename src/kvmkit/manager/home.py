@@ -58,13 +58,6 @@ class Home:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def spec(self) -> bytes:
-        """What it is to be, as it was stored. BadInput when the VM has gone meanwhile."""
-        try:
-            return files.read(self.directory, SPEC)
-        except FileNotFoundError:
-            raise names.unknown(self.name, listing()) from None
-
     def running(self) -> bool:
         """Whether its process lives."""
         return locks.held(self.lock, locks.ALIVE)

@@ -8,14 +8,11 @@ import ctypes
 import json
 import os
 import signal
-import struct
 import sys
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 PR_SET_PDEATHSIG = 1
-PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-SYS_SETGROUPS, AUDIT_ARCH_X86_64 = 116, 0xC000003E
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -43,25 +40,6 @@ def become_root() -> None:
     put("/proc/self/gid_map", b"0 %d 1" % group)
 
 
-def keep_groups() -> None:
-    """Have setgroups(2) do nothing, and say that it did. An ordinary user can't leave a group, and QEMU's virtiofsd
-    ends when it is in one and can't leave it; being in its own user's groups gives it nothing. Source: seccomp(2)."""
-    load, jump_if_equal, answer = 0x20, 0x15, 0x06
-    errno_0, allow = 0x00050000, 0x7FFF0000
-    program = [
-        (load, 0, 0, 4),  # seccomp_data.arch
-        (jump_if_equal, 0, 3, AUDIT_ARCH_X86_64),
-        (load, 0, 0, 0),  # seccomp_data.nr
-        (jump_if_equal, 0, 1, SYS_SETGROUPS),
-        (answer, 0, 0, errno_0),
-        (answer, 0, 0, allow),
-    ]
-    code = b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
-    kept = ctypes.create_string_buffer(code, len(code))
-    filter_ = struct.pack("@HP", len(program), ctypes.addressof(kept))
-    call("no seccomp", libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter_, 0, 0))
-
-
 def make_readonly(path: bytes) -> None:
     call("no mounts of its own", libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
     call("bind mount", libc.mount(path, path, None, MS_BIND | MS_REC, None))
@@ -75,8 +53,6 @@ def main() -> None:
     wanted = json.loads(sys.argv[1])
     if wanted["user"]:
         become_root()
-        if os.getgroups():
-            keep_groups()
     elif wanted["readonly"]:
         call("mount namespace", libc.unshare(CLONE_NEWNS))
     if wanted["readonly"]:
