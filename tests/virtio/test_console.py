@@ -217,6 +217,30 @@ def test_a_program_that_went_before_a_reset_is_not_in_the_way(tmp_path: Path) ->
             assert g.next(4) == b"of the new one"
 
 
+@formats
+def test_what_is_sent_after_a_queues_reset_is_whole(tmp_path: Path, packed: bool) -> None:
+    reset = 1 << 40
+    with guest(tmp_path, packed, features=MULTIPORT | SIZE | reset) as g:
+        g.begin(2)
+        for _ in range(6):
+            g.event()
+        with program(g.paths[1]) as p:
+            assert g.event() == (1, OPEN, 1, b"")
+            for _ in range(8):  # more than the socket takes
+                g.send(5, b"x" * 0xFFFF)
+            while g.driver.wait_interrupt(0.2):
+                pass
+            assert len(g.driver.queues[5].collect()) < 8
+            g.driver.set(0x30, 5)
+            g.driver.set(0xC0, 1)
+            g.driver.set_up(5)
+            g.send(5, b"0123456789" * 10 + b".")
+            came = b""
+            while not came.endswith(b"."):
+                came += p.recv(1 << 20)
+            assert came.lstrip(b"x") == b"0123456789" * 10 + b"."
+
+
 def test_a_new_size_is_told(tmp_path: Path) -> None:
     with guest(tmp_path) as g:
         g.begin(2)

@@ -154,6 +154,14 @@ class Console(VirtioDevice):
             p.tell = 0
             p.sent = 0
 
+    def reset_queue(self, index: int) -> None:
+        with self.lock:
+            lane: Lane = self.lanes[0]
+            lane.hold()
+            if index % 2 and index != CONTROL_OUT:  # how much of its first chain was sent: that one is no more
+                self.ports[(index - 2) // 2 if index > CONTROL_OUT else 0].sent = 0
+            VirtioDevice.reset_queue(self, index)
+
     def state(self) -> dict:
         saved = VirtioDevice.state(self)
         saved["ports"] = [(bool(self.ports[i].ready), bool(self.ports[i].open)) for i in range(self.count)]
