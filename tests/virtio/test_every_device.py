@@ -271,7 +271,7 @@ for round in 1 2; do
     done
     sleep 0.2
 done
-kill $(jobs -p); sleep 0.3; killall dd
+kill $(jobs -p); sleep 0.3; killall dd; for i in $(seq 100); do pidof dd || break; sleep 0.1; done  # it writes last
 for i in $(seq 50); do of virtio_blk && of virtio_scsi && of virtio_pmem && break; sleep 0.1; done
 for driver in virtio_blk virtio_scsi virtio_pmem; do dd if=/ram/d of=$(of $driver) bs=4k conv=fsync; done
 dd if=/dev/hwrng bs=64 count=1 | wc -c >&3
