@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import tempfile
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-LIBRARY = re.compile(r"(?:=> )?(/\S+) \(0x")
+from kvmkit.bench.blk_fio import libraries
+
 WRAPPER = """#!/bin/sh
 exec /mnt/lib/{loader} --library-path /mnt/lib /mnt/bin/{name}.real "$@"
 """
@@ -22,12 +22,6 @@ def find(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed here")
     return path
-
-
-def libraries(program: str) -> list[Path]:
-    """What it is linked with, the loader included."""
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    return [Path(found) for found in LIBRARY.findall(listed)]
 
 
 def tool_disk(image: Path, *names: str) -> None:

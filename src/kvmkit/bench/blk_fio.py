@@ -23,7 +23,7 @@ import msgspec
 
 from kvmkit.bench import blk, boot, points, qemu
 from kvmkit.bench.points import PointReport, PointsReport, Round
-from kvmkit.bench.processes import Child, RunFailedError, cpu_ns
+from kvmkit.bench.processes import Child, cpu_ns, take_turns
 from kvmkit.errors import HostError
 
 if TYPE_CHECKING:
@@ -64,6 +64,12 @@ class Result(msgspec.Struct, frozen=True):
     io_bytes: int
 
 
+def libraries(program: str) -> list[Path]:
+    """What it is linked with, the loader included; nothing: ldd does not say."""
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
+    return [Path(found) for found in LIBRARY.findall(listed)]
+
+
 def pack_fio(archive: Path) -> str:
     """Write fio and its libraries into a cpio archive; returns its loader's name. Raises HostError: it is not here."""
     from kvmkit.guest.cpio import CpioWriter
@@ -71,15 +77,14 @@ def pack_fio(archive: Path) -> str:
     program = shutil.which("fio", path="/usr/local/bin:/usr/bin:/bin")
     if program is None:
         raise HostError(MISSING)
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
-    libraries = [Path(found) for found in LIBRARY.findall(listed)]
-    loader = next((library.name for library in libraries if library.name.startswith("ld-")), None)
+    needed = libraries(program)
+    loader = next((library.name for library in needed if library.name.startswith("ld-")), None)
     if loader is None:
         raise HostError(f"{program}: ldd does not say which libraries it needs")
     with archive.open("wb") as file:
         writer = CpioWriter(file)
         writer.file("bin/fio", Path(program).read_bytes(), 0o755)
-        for library in libraries:
+        for library in needed:
             writer.file(f"lib/{library.name}", library.read_bytes(), 0o755)
         writer.finish()
     return loader
@@ -214,15 +219,12 @@ def measure(seconds: float, runs: int, timeout: float, progress: Progress) -> Po
         bench = Bench(images.ensure("tiny", progress), Path(name), timeout + 10 * seconds)
         for point in blk.POINTS:
             found = report.points[point.name] = PointReport(0)
-            for number in range(runs):
-                turn = number % len(sides)
-                for side in sides[turn:] + sides[:turn]:
-                    progress.step(f"{point.name}: round {number + 1} of {runs}, {side}")
-                    try:
-                        getattr(found, side).append(bench.run(side, point, seconds))
-                    except RunFailedError as error:
-                        getattr(found, side).append(None)
-                        report.failures.append(f"{point.name}, {side}, round {number + 1}: {error}")
+            take_turns(
+                *(point.name, sides, runs, bench.run, point, seconds),
+                into=found,
+                failures=report.failures,
+                progress=progress,
+            )
             points.summarize(found)
     return report
 

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from kvmkit.bench import kernel, qemu
-from kvmkit.bench.processes import Child, RunFailedError, cpu_ns
+from kvmkit.bench.processes import Child, RunFailedError, cpu_ns, take_turns
 from kvmkit.bench.summary import Spread, pairs, shown, spread, table
 
 if TYPE_CHECKING:
@@ -98,16 +98,13 @@ def measure(seconds: float, runs: int, timeout: float, progress: Progress) -> Ex
             exits = min(max(int(seconds * 1e9 / first.wall_ns), CALIBRATION), kernel.MAX_EXITS)
             path.write_bytes(kernel.build(kind, exits))
             found = report.kinds[kind] = KindReport(exits)
-            for number in range(runs):
-                # Each round begins with another side: what slows this host down for a while then hits each in turn.
-                turn = number % len(sides)
-                for side in sides[turn:] + sides[:turn]:
-                    progress.step(f"{KINDS[kind]}: round {number + 1} of {runs}, {side}")
-                    try:
-                        getattr(found, side).append(time_one(side, str(path), exits, timeout + 10 * seconds))
-                    except RunFailedError as error:
-                        getattr(found, side).append(None)
-                        report.failures.append(f"{kind}, {side}, round {number + 1}: {error}")
+            take_turns(
+                *(kind, sides, runs, time_one, str(path), exits, timeout + 10 * seconds),
+                into=found,
+                failures=report.failures,
+                progress=progress,
+                title=KINDS[kind],
+            )
             _summarize(found)
     return report
 

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from kvmkit.bench import kernel, qemu
-from kvmkit.bench.processes import Child, RunFailedError, cpu_ns
+from kvmkit.bench.processes import Child, RunFailedError, cpu_ns, take_turns
 from kvmkit.bench.summary import Spread, pairs, shown, spread, table
 from kvmkit.bus import pc
 
@@ -115,16 +115,12 @@ def measure(
                 continue
             requests = min(max(int(seconds * first.rate), calibration), most)
             found = report.points[point.name] = PointReport(requests)
-            for number in range(runs):
-                turn = number % len(sides)
-                for side in sides[turn:] + sides[:turn]:
-                    progress.step(f"{point.name}: round {number + 1} of {runs}, {side}")
-                    try:
-                        done = time_one(side, point, requests, directory, timeout + slack * seconds)
-                        getattr(found, side).append(done)
-                    except RunFailedError as error:
-                        getattr(found, side).append(None)
-                        report.failures.append(f"{point.name}, {side}, round {number + 1}: {error}")
+            take_turns(
+                *(point.name, sides, runs, time_one, point, requests, directory, timeout + slack * seconds),
+                into=found,
+                failures=report.failures,
+                progress=progress,
+            )
             summarize(found)
     return report
 

@@ -10,8 +10,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from kvmkit.errors import KvmkitError
+
+if TYPE_CHECKING:
+    from kvmkit.guest.progress import Progress
 
 WORDS = 400
 """How much of a failed process's last words is shown."""
@@ -19,6 +23,33 @@ WORDS = 400
 
 class RunFailedError(KvmkitError):
     """One measured run did not come to its end: not a measurement."""
+
+
+def take_turns(
+    name: str,
+    sides: Sequence[str],
+    runs: int,
+    run: Callable[..., object],
+    *given: object,
+    into: object,
+    failures: list[str],
+    progress: Progress,
+    title: str = "",
+) -> None:
+    """`runs` rounds of `run(side, *given)`, whose results go to the lists of `into` with the sides' names.
+
+    null, and a line in `failures`, for a run that failed. `title`: what progress calls it, if not by its name.
+    """
+    for number in range(runs):
+        # Each round begins with another side: what slows this host down for a while then hits each in turn.
+        turn = number % len(sides)
+        for side in (*sides[turn:], *sides[:turn]):
+            progress.step(f"{title or name}: round {number + 1} of {runs}, {side}")
+            try:
+                getattr(into, side).append(run(side, *given))
+            except RunFailedError as error:
+                getattr(into, side).append(None)
+                failures.append(f"{name}, {side}, round {number + 1}: {error}")
 
 
 class Child:

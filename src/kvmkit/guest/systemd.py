@@ -57,7 +57,7 @@ Before=ssh.service ssh@.service
 Type=oneshot
 ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -C "" -f /etc/ssh/ssh_host_ed25519_key
 """
-_SSH_SOCKET = """\
+SSH_SOCKET = """\
 [Unit]
 Description=sshd on vsock
 
@@ -68,11 +68,9 @@ Accept=yes
 [Install]
 WantedBy=sockets.target
 """
-_SSH_SERVICE = """\
+SSH_SERVICE = """\
 [Unit]
 Description=sshd for one connection by vsock
-Wants=kvmkit-host-key.service
-After=kvmkit-host-key.service
 
 [Service]
 ExecStartPre=/bin/mkdir -p /run/sshd
@@ -80,6 +78,7 @@ ExecStart=-/usr/sbin/sshd -i
 StandardInput=socket
 KillMode=process
 """
+_WAIT_FOR_KEY = "Wants=kvmkit-host-key.service\nAfter=kvmkit-host-key.service\n"
 _GETTY = """\
 [Service]
 ExecStart=
@@ -113,8 +112,8 @@ def add_files(tree: Tree) -> None:
     units = {
         "kvmkit-agent.service": _AGENT,
         "kvmkit-host-key.service": _HOST_KEY,
-        "kvmkit-ssh.socket": _SSH_SOCKET,
-        "kvmkit-ssh@.service": _SSH_SERVICE,
+        "kvmkit-ssh.socket": SSH_SOCKET,
+        "kvmkit-ssh@.service": SSH_SERVICE.replace("\n\n", f"\n{_WAIT_FOR_KEY}\n", 1),
         "serial-getty@ttyS0.service.d/kvmkit.conf": _GETTY,
     }
     for name, text in units.items():

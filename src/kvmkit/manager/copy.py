@@ -18,7 +18,7 @@ from typing import IO
 
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.manager import control
-from kvmkit.manager.execute import execute
+from kvmkit.manager.execute import execute, said
 from kvmkit.manager.home import Home
 
 _INTO = 'if [ -d "$1" ]; then t=$1/$2; else t=$1; fi; '
@@ -56,7 +56,8 @@ def put(home: Home, source: Path, target: str) -> None:
 
 def _put_large(home: Home, fd: int, name: str, target: str, mode: str) -> None:
     where = f"{home.name}:{target}"
-    status, place = _said(home, ["sh", "-c", _INTO + 'printf %s "$t"', "cp", target, name])
+    status, told = said(home, ["sh", "-c", _INTO + 'printf %s "$t"', "cp", target, name])
+    place = told.decode("utf-8", "surrogateescape")
     _done(status, where)
     _transfer(home, "write", place + _PART, fd, where)
     _done(execute(home, ["sh", "-c", 'chmod "$1" "$2" && mv "$2" "$3"', "cp", mode, place + _PART, place]), where)
@@ -74,21 +75,6 @@ def _transfer(home: Home, verb: str, path: str, fd: int, where: str) -> None:
     if answer["exit"]:
         execute(home, ["rm", "-f", "--", path]) if verb == "write" else None
         raise KvmkitError(f"can't copy {where}: {os.strerror(int(answer['exit']))}")
-
-
-def _said(home: Home, argv: list[str]) -> tuple[int, str]:
-    """A command's status, and the little that it writes."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    try:
-        status = execute(home, argv, stdout=writing)
-        os.set_blocking(reading, False)
-        try:
-            return status, os.read(reading, 8192).decode("utf-8", "surrogateescape")
-        except BlockingIOError:
-            return status, ""
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 def _put_tree(home: Home, source: Path, target: str) -> None:
@@ -150,8 +136,8 @@ def get(home: Home, source: str, target: Path) -> list[str]:
 
 
 def _get_file(home: Home, source: str, work: Path) -> None:
-    _, told = _said(home, ["sh", "-c", _SIZE, "cp", source])
-    size, _, mode = told.strip().partition(" ")
+    _, told = said(home, ["sh", "-c", _SIZE, "cp", source])
+    size, _, mode = told.decode("utf-8", "surrogateescape").strip().partition(" ")
     with work.open("xb") as file:
         if size.isdigit() and len(size) < 20 and int(size) >= LARGE:
             _transfer(home, "read", source, file.fileno(), f"{home.name}:{source}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -45,3 +46,20 @@ def execute(
     if answer is None:
         raise KvmkitError(f"the VM's process ended before {argv[0]} did")
     return int(answer["exit"])
+
+
+def said(
+    home: Home, argv: Sequence[str], *, most: int = 8192, both: bool = False, timeout: float | None = None
+) -> tuple[int, bytes]:
+    """A command's status, and the first `most` bytes (up to a pipe's 64 KiB) that it writes. `both`: errors, too."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(writing, True)
+    try:
+        status = execute(home, argv, stdout=writing, stderr=writing if both else 2, timeout=timeout)
+        try:
+            return status, os.read(reading, most)
+        except BlockingIOError:
+            return status, b""
+    finally:
+        os.close(reading)
+        os.close(writing)

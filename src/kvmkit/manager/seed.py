@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,23 +23,9 @@ disable_root: false
 {keys}write_files:
   - path: /etc/systemd/system/kvmkit-ssh.socket
     content: |
-      [Unit]
-      Description=sshd on vsock
-      [Socket]
-      ListenStream=vsock::22
-      Accept=yes
-      [Install]
-      WantedBy=sockets.target
-  - path: /etc/systemd/system/kvmkit-ssh@.service
+{socket}  - path: /etc/systemd/system/kvmkit-ssh@.service
     content: |
-      [Unit]
-      Description=sshd for one connection by vsock
-      [Service]
-      ExecStartPre=/bin/mkdir -p /run/sshd
-      ExecStart=-/usr/sbin/sshd -i
-      StandardInput=socket
-      KillMode=process
-runcmd:
+{service}runcmd:
   - [systemctl, daemon-reload]
   - [systemctl, enable, --now, kvmkit-ssh.socket]
 """
@@ -51,6 +38,7 @@ def user_data(path: Path | None, password: str) -> bytes:
     BadInput: no such file.
     """
     if path is None:
+        from kvmkit.guest import systemd
         from kvmkit.manager import ssh
 
         found = sorted(Path.home().glob(".ssh/id_*.pub"))
@@ -58,7 +46,8 @@ def user_data(path: Path | None, password: str) -> bytes:
         if shutil.which("ssh-keygen"):
             keys.append(ssh.public_key())
         lines = "ssh_authorized_keys:\n" + "".join(f"  - {key}\n" for key in keys) if keys else ""
-        return _DEFAULT.format(password=password, keys=lines).encode()
+        socket, service = (textwrap.indent(unit, " " * 6) for unit in (systemd.SSH_SOCKET, systemd.SSH_SERVICE))
+        return _DEFAULT.format(password=password, keys=lines, socket=socket, service=service).encode()
     try:
         data = path.read_bytes()
     except OSError as error:

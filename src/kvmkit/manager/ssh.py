@@ -126,19 +126,9 @@ def _introduce(home: Home, user: str, known: Path) -> None:
     """Give the guest our key, and note its host keys."""
     from kvmkit.manager import execute
 
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    try:
-        words = ["sh", "-c", _GIVE_KEY, "sh", user, public_key()]
-        status = execute.execute(home, words, stdout=writing, stderr=writing, timeout=ANSWER_SECONDS)
-        os.close(writing)
-        writing = -1
-        with os.fdopen(reading, "rb") as file:
-            reading = -1
-            said = file.read(1 << 16).decode("utf-8", "replace").splitlines()
-    finally:
-        for fd in (reading, writing):
-            if fd >= 0:
-                os.close(fd)
+    words = ["sh", "-c", _GIVE_KEY, "sh", user, public_key()]
+    status, told = execute.said(home, words, most=1 << 16, both=True, timeout=ANSWER_SECONDS)
+    said = told.decode("utf-8", "replace").splitlines()
     if status == 4:
         raise KvmkitError(f"{home.name}: its guest has no sshd: use `kvmkit exec`, or the image debian-systemd")
     if status == 3:

@@ -89,7 +89,7 @@ def _blk_config(link: Link, queues: int) -> bytes:
 
 
 def blk(queues: int = 1) -> Kind:
-    return Kind("blk", 2, "CONFIG_VIRTIO_BLK (virtio_blk)", queues, _blk_config, ALL & ~BLK_CONFIG_WCE, flush=BLK_FLUSH)
+    return Kind("blk", 2, DRIVERS[2], queues, _blk_config, ALL & ~BLK_CONFIG_WCE, flush=BLK_FLUSH)
 
 
 def fs(tag: str) -> Kind:
@@ -97,7 +97,7 @@ def fs(tag: str) -> Kind:
     if not 0 < len(tag.encode()) <= FS_TAG_BYTES or "\0" in tag:
         raise BadInput(f"a file system's tag has 1 to {FS_TAG_BYTES} bytes, not {tag!r}")
     config = tag.encode().ljust(FS_TAG_BYTES, b"\0") + struct.pack("<I", 1)
-    return Kind("fs", 26, "CONFIG_VIRTIO_FS (virtiofs)", 2, lambda link, queues: config, 0, stateful=True, fixed=True)
+    return Kind("fs", 26, DRIVERS[26], 2, lambda link, queues: config, 0, stateful=True, fixed=True)
 
 
 def net(mac: str = "") -> Kind:
@@ -108,7 +108,7 @@ def net(mac: str = "") -> Kind:
     return Kind(
         "net",
         1,
-        "CONFIG_VIRTIO_NET (virtio_net)",
+        DRIVERS[1],
         2,
         lambda link, queues: config,
         NET_FEATURES & ~(1 << 3),
@@ -142,7 +142,7 @@ def _scsi_config(link: Link, queues: int) -> bytes:
 
 def scsi() -> Kind:
     # Its event queue's buffers stay with it for ever.
-    return Kind("scsi", 8, "CONFIG_SCSI_VIRTIO (virtio_scsi)", 3, _scsi_config, 7, finishes=False)
+    return Kind("scsi", 8, DRIVERS[8], 3, _scsi_config, 7, finishes=False)
 
 
 def _gpu_config(link: Link, queues: int) -> bytes:
