@@ -54,10 +54,15 @@ def test_relocations_behind_the_elf_file_do_not_matter(memory, file):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_damaged_payload_is_left_to_the_kernels_own_decompressor(codec, memory, file):
+def test_a_damaged_payload_is_refused(codec, memory, file):
     packed = bytearray(payload(codec, elf64(code(50_000))))
     packed[len(packed) // 3 : -100] = bytes(len(packed) - 100 - len(packed) // 3)
-    image = bzimage(bytes(packed))
+    with pytest.raises(BadInput, match=f"the bzImage is damaged: its {codec} data is damaged"):
+        load(memory, file(bzimage(bytes(packed))))
+
+
+def test_an_unknown_packing_is_left_to_the_kernels_own_decompressor(memory, file):
+    image = bzimage(b"no known packing" * 3000)
     state = load(memory, file(image))
     assert (state.kind, state.entry) == ("linux-decompressor", LOAD + 0x200)
     assert state.note
@@ -188,3 +193,26 @@ def test_debians_kernel(debian_kernel):
     assert (state.kind, state.entry) == ("linux", LOAD)
     assert memory.read(LOAD, 16) != bytes(16)
     memory.close()
+
+
+@pytest.mark.parametrize("left", [0.3, 0.9])
+def test_a_truncated_initrd_is_refused(memory, file, tmp_path, left):
+    entries = [("init", b"x" * 5000), ("etc/more", b"y" * 70_000)]
+    whole = b"".join(cpio_entry(*entry) for entry in entries) + cpio_entry("TRAILER!!!", b"")
+    kernel, path = file(elf64(code(9000))), tmp_path / "initrd"
+    # Whole, padded, and with something packed behind it, as a distribution's with microcode is.
+    for good in (whole, whole + bytes(500), bytes(512) + whole + b"\x1f\x8b" + os.urandom(3000)):
+        path.write_bytes(good)
+        load(memory, kernel, initrd=[path])
+    path.write_bytes(whole[: int(len(whole) * left)])
+    with pytest.raises(BadInput, match=r"can't use initrd .*initrd: it is truncated: etc/more has \d+ of 70000 bytes"):
+        load(memory, kernel, initrd=[path])
+    path.write_bytes(cpio_entry(*entries[0]))
+    with pytest.raises(BadInput, match="it is truncated: it has no end"):
+        load(memory, kernel, initrd=[path])
+
+
+def cpio_entry(name: str, content: bytes) -> bytes:
+    fields = (0, 0o100644, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+    return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)

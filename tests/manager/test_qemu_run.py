@@ -170,6 +170,20 @@ def test_daemonize_and_pidfile(start: Callable[..., subprocess.Popen[bytes]], tm
     until(lambda: not pidfile.exists())
 
 
+def test_what_can_not_be_started_leaves_no_pid_file(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    pidfile, serial = tmp_path / "vm.pid", tmp_path / "nowhere" / "serial.log"
+    for more in ([], ["-daemonize"]):
+        guest = start("-display", "none", "-pidfile", str(pidfile), "-serial", f"file:{serial}", *more)
+        out, err = guest.communicate(timeout=60)
+        assert (guest.returncode, out) == (2, b"")
+        assert str(serial).encode() in err.splitlines()[-1]
+        assert b"Traceback" not in err
+        assert not pidfile.exists()
+    assert verb("ps", "--all", "-q").stdout == ""
+
+
 def test_daemonize_with_the_console_on_the_terminal_is_refused(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     guest = start("-nographic", "-daemonize")
     _, err = guest.communicate(timeout=30)

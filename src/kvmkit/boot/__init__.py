@@ -17,7 +17,7 @@ from .identify import describe
 from .initrd import open_all
 from .layout import Layout
 from .state import BootState
-from .unpack import CannotUnpackError, unpack
+from .unpack import CannotUnpackError, DamagedError, unpack
 from .vmlinux_cache import VmlinuxCache
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def _load_bzimage(
     image = bzimage.parse(path, source.head, source.size)
     try:
         data, vmlinux = _vmlinux(source, image)
+    except DamagedError as error:
+        raise BadInput(f"{path}: the bzImage is damaged: {error}") from None
     except (CannotUnpackError, elf.BadElfError) as error:
         return _start_decompressor(memory, source, image, str(error), initrd, cmdline, rsdp)
     return _start_vmlinux(memory, path, image, data, vmlinux, initrd, cmdline, rsdp)

@@ -14,11 +14,15 @@ MAX_VMLINUX = 512 << 20
 
 
 class CannotUnpackError(Exception):
-    """The payload is in an unknown format, or damaged; the text says which."""
+    """The payload is in an unknown format, or not what it should be; the text says which."""
+
+
+class DamagedError(CannotUnpackError):
+    """Nobody can unpack it: its own decompressor would only halt, and say so where nobody may look."""
 
 
 def unpack(payload: memoryview) -> bytes:
-    """The bytes of vmlinux. Raises CannotUnpackError."""
+    """The bytes of vmlinux. Raises CannotUnpackError, and DamagedError when the data itself is damaged."""
     if len(payload) < 8:
         raise CannotUnpackError("the payload is too short")
     size = int.from_bytes(payload[-4:], "little")
@@ -29,8 +33,10 @@ def unpack(payload: memoryview) -> bytes:
             body = payload if name == "gzip" else payload[:-4]
             try:
                 data = decompress(body, size)
+            except MemoryError:
+                raise
             except Exception as error:  # each library has its own errors; all mean that the data is damaged
-                raise CannotUnpackError(f"its {name} data is damaged ({error})") from error
+                raise DamagedError(f"its {name} data is damaged ({error})") from error
             if len(data) != size:
                 raise CannotUnpackError(f"its {name} data unpacks to {len(data)} bytes, not {size}")
             return data

@@ -69,9 +69,10 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
+    held: list[PidFile | Outlet] = []
+    vmm: Vmm | None = None
     try:
         wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
-        held: list[PidFile | Outlet] = []
         if wanted.pidfile:
             from kvmkit.manager.pidfile import PidFile
 
@@ -91,7 +92,11 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
 
             led = outlet.attach(vmm, wanted.serial, lambda text: events.note(name, "serial port", text))
             held += [led] if led is not None else []
-    except BaseException:
+    except BaseException as error:
+        if vmm is not None:  # otherwise it has noted that itself
+            vmm.not_started(error)
+        for taken in held:
+            taken.close()
         own.close()  # the lock with it, before anybody is told
         raise
     signals = _signals()

@@ -108,6 +108,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
+        self._checked()
+
+    def _checked(self) -> int:
+        """`check`; returns the size of guest RAM in bytes."""
         from kvmkit.accel import cpuid
         from kvmkit.machine import parse_size
         from kvmkit.manager import names, networking
@@ -123,7 +127,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             outlet.check(self.serial)
             if self.with_agent:
                 raise BadInput("`serial` says where the console leads: it goes with --console, --kernel or --firmware")
-        parse_size(str(self.memory))
+        memory = parse_size(str(self.memory))
         self.root_bytes()
         cpuid.parse(self.cpu)
         if self.hugepages:
@@ -154,6 +158,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             raise BadInput("--initrd goes with --kernel: an image has its own")
         if self.image and not self.alone:
             check_image(self.image)
+        return memory
 
     def identified(self) -> VmSpec:
         """The same with an address for its first card, which stays with it."""
@@ -236,13 +241,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         `directory`: the VM's own, which has the image it was begun with.
         """
         from kvmkit.accel.choose import choose
-        from kvmkit.machine import MachineSpec, parse_size
+        from kvmkit.machine import MachineSpec
         from kvmkit.manager import networking, rootdisk
         from kvmkit.memory import backing
 
-        self.check()
+        memory = self._checked()
         choose(self.accel)
-        memory = parse_size(str(self.memory))
         backing.check(memory, self.hugepages, self.memory_path)
         kernel, initrd, append, disks = self.kernel, self.initrd, self.append or "", self.disks
         networks = networking.settled(self.networks, self.mac, alone=self.alone)

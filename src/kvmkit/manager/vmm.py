@@ -89,7 +89,7 @@ class Vmm:
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
             networking.announce(spec.networks, home.current_name())
         except BaseException as error:
-            self._not_started(error)
+            self.not_started(error)
             raise
         self.client = AgentClient(self.machine.agent_fd, wake=self.machine.ended_fd)
         self.client.companion = self.server
@@ -107,8 +107,10 @@ class Vmm:
     def _disk_full(self, why: str) -> None:
         events.note(self.home.current_name(), "log lost", f"can't write the console's log: {why}")
 
-    def _not_started(self, error: BaseException) -> None:
+    def not_started(self, error: BaseException) -> None:
+        """Take down and note what is not to start. The VM's directory stays: whoever made it removes it."""
         if hasattr(self, "machine"):
+            networking.release(self.machine.spec.networks)
             self.machine.close()
         self._close_files()
         self.noted.state = "ended"
