@@ -62,11 +62,11 @@ MOST_KEPT = 40
 
 
 def _keep(chosen: Path, kept: Path) -> None:
-    """Inputs of all sizes, up to MOST_KEPT: the corpus in the repository is for a quick look."""
+    """Inputs of all sizes, up to MOST_KEPT: the corpus in the repository is for a quick look. A `found-*` stays."""
     found = sorted(chosen.iterdir(), key=lambda path: path.stat().st_size)
     if not found:
         sys.exit("nothing to keep: run the fuzzer first")
-    for path in kept.iterdir():
+    for path in kept.glob("[0-9]*"):
         path.unlink()
     for number, path in enumerate(found[:: -(-len(found) // MOST_KEPT)]):
         (kept / f"{number:02}").write_bytes(path.read_bytes())

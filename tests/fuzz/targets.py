@@ -7,38 +7,59 @@ from typing import Any
 
 from kvmkit.testing import MmioDriver, PciDriver
 
-from . import devices, formats
+from . import devices, formats, kinds, peers, platform
+from .bench import Bench
 from .queues import packed, split
 
 Target = Callable[[bytes], None]
-_benches: dict[str, devices.Bench] = {}
+_benches: dict[tuple[str, type[MmioDriver]], Bench] = {}
 
 
-def bench(
-    name: str, make: Callable[..., devices.Bench], kind: type[MmioDriver] = MmioDriver, **options: Any
-) -> devices.Bench:
-    if name not in _benches:
-        _benches[name] = make(kind, **options)
-    return _benches[name]
+def bench(name: str, kind: type[MmioDriver]) -> Bench:
+    """The device of that name on that transport; made once."""
+    key = name, kind
+    if key not in _benches:
+        _benches[key] = DEVICES[name](kind)
+    return _benches[key]
 
 
-def on(name: str, make: Callable[..., devices.Bench], kind: type[MmioDriver], **options: Any) -> Target:
-    return lambda data: bench(name, make, kind, **options).run(data)
+def on(name: str) -> Target:
+    """The first byte says by which transport; the driver's ring format is one of the bench's own choices."""
+
+    def run(data: bytes) -> None:
+        kind = PciDriver if data[:1] and data[0] & 1 else MmioDriver
+        bench(name, kind).run(data[1:])
+
+    return run
 
 
-TARGETS: dict[str, Target] = {
+DEVICES: dict[str, Callable[[Any], Bench]] = {
+    "net": devices.net,
+    "blk": devices.blk,
+    "scsi": devices.scsi,
+    "console": kinds.console,
+    "balloon": kinds.balloon,
+    "vsock": devices.vsock,
+    "rng": devices.rng,
+    "input": kinds.keyboard,
+    "pmem": kinds.pmem,
+    "relay": kinds.relay,
+    "pci": lambda kind: platform.pci(),
+}
+
+TARGETS: dict[str, Target] = {name: on(name) for name in DEVICES} | {
     "queue-split": split,
     "queue-packed": packed,
-    "blk-mmio": on("blk-mmio", devices.blk, MmioDriver),
-    "blk-pci": on("blk-pci", devices.blk, PciDriver, uring=False),
-    "scsi-mmio": on("scsi-mmio", devices.scsi, MmioDriver),
-    "scsi-pci": on("scsi-pci", devices.scsi, PciDriver, uring=False),
-    "rng-mmio": on("rng-mmio", devices.rng, MmioDriver),
-    "rng-pci": on("rng-pci", devices.rng, PciDriver),
-    "net-mmio": on("net-mmio", devices.net, MmioDriver),
-    "vsock-mmio": on("vsock-mmio", devices.vsock, MmioDriver),
+    "vhost-backend": peers.backend,
+    "vhost-frontend": peers.frontend,
+    "display": peers.display,
+    "switch": peers.switch,
+    "ports": platform.ports,
+    "chips": platform.chips,
+    "fw-cfg": platform.fw_cfg,
     "states": formats.states,
     "agent": formats.agent,
+    "qga": peers.qga,
     "boot": formats.boot,
 }
 
@@ -49,3 +70,4 @@ def close() -> None:
         made.driver.close() if not isinstance(made.driver, PciDriver) else made.driver.pci.close()
         made.device.close()
     _benches.clear()
+    peers.close()

@@ -22,6 +22,17 @@ def pair() -> Iterator[tuple[AgentClient, socket.socket]]:
         yield client, guest
 
 
+def full_pipe() -> tuple[int, int]:
+    reading, full = os.pipe()
+    os.set_blocking(full, False)
+    try:
+        while os.write(full, bytes(4096)):
+            pass
+    except BlockingIOError:
+        pass
+    return reading, full
+
+
 @pytest.mark.parametrize(
     ("lie", "words"),
     [
@@ -40,13 +51,7 @@ def test_a_lie_is_named(pair: tuple[AgentClient, socket.socket], lie: bytes, wor
 
 def test_output_beyond_the_window_is_refused(pair: tuple[AgentClient, socket.socket]) -> None:
     client, guest = pair
-    reading, full = os.pipe()
-    os.set_blocking(full, False)
-    try:
-        while os.write(full, bytes(4096)):
-            pass
-    except BlockingIOError:
-        pass
+    reading, full = full_pipe()
     command = client.start(["yes"], stdout=full)
     for _ in range(SERIAL.output_window // SERIAL.data):
         guest.sendall(encode(Type.STDOUT, 1, bytes(SERIAL.data)))
@@ -55,6 +60,23 @@ def test_output_beyond_the_window_is_refused(pair: tuple[AgentClient, socket.soc
     with pytest.raises(ProtocolError, match="more output than"):
         client.wait(command, 10)
     assert len(command.outputs[1].pending) <= SERIAL.output_window
+    os.close(reading)
+    os.close(full)
+
+
+@pytest.mark.parametrize("again", [Type.ERROR, Type.EXIT, Type.STDOUT, Type.STDERR, Type.STARTED])
+def test_a_command_that_has_ended_says_no_more(pair: tuple[AgentClient, socket.socket], again: Type) -> None:
+    client, guest = pair
+    reading, full = full_pipe()
+    command = client.start(["x"], stdout=None, stderr=full)
+    guest.sendall(encode(Type.ERROR, 1, b"\3\2"))
+    client._turn(None)
+    before = len(command.outputs[2].pending)
+    assert before > 0
+    guest.sendall(encode(again, 1, bytes(4 if again is Type.STARTED else 2)) * 1000)  # each would add a line
+    with pytest.raises(ProtocolError, match="command 1, which has ended"):
+        client.wait(command, 10)
+    assert len(command.outputs[2].pending) == before
     os.close(reading)
     os.close(full)
 

@@ -130,6 +130,16 @@ def test_answers_that_are_none(answer: bytes, word: str) -> None:
         agent.execute(["true"])
 
 
+def test_what_a_terminal_would_obey_is_not_shown() -> None:
+    desc = json.dumps({"error": {"desc": "no\x1b[2J\nsuch \ud800thing"}}).encode() + b"\n"
+    version = json.dumps({"return": {"version": "7\x1b]0;x\x07.2\udcff"}}).encode() + b"\n"
+    with Fake([GREETING, desc, version]).agent() as agent:
+        with pytest.raises(GuestAgentError) as error:
+            agent.ping()
+        assert str(error.value) == "the guest agent refuses: no?[2J?such ?thing"
+        assert agent.version() == "7?]0;x?.2?"
+
+
 def test_output_that_is_no_base64() -> None:
     ended = b'{"return": {"exited": true, "exitcode": 0, "out-data": "%%%"}}\n'
     fake = Fake([GREETING, b'{"return": {"pid": 1}}\n', ended])

@@ -147,6 +147,30 @@ def large_to_guest() -> None:
     cable.close()
 
 
+def datagrams_from_guest() -> None:
+    """UDP that the guest leaves to be cut: by size (USO, where this kernel has it), and into IP fragments (UFO)."""
+    more = net.HOST_USO | net.HOST_UFO
+    cable = Cable(features=FEATURES | OFFLOADS | more | net.GUEST_USO4 | net.GUEST_USO6 | net.GUEST_UFO)
+    agreed = cable.card.device.accepted & more
+    assert agreed & net.HOST_UFO
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((HOST, 5555))
+        server.settimeout(20)
+        data = bytes(range(250)) * 16
+        pseudo = socket.inet_aton(GUEST) + socket.inet_aton(HOST) + struct.pack(">HH", 17, 8 + len(data))
+        datagram = struct.pack(">HHHH", 6666, 5555, 8 + len(data), ~checksum(pseudo) & 0xFFFF) + data
+        sent = ip_frame(cable.host_mac, packet(GUEST, HOST, 17, datagram))
+        if agreed & net.HOST_USO:
+            cable.card.send(sent, struct.pack("<BBHHHHH", 1, 5, 42, 1000, 34, 6, 0))
+            assert [server.recv(65536) for _ in range(4)] == [data[i : i + 1000] for i in range(0, 4000, 1000)]
+        cable.card.send(sent, struct.pack("<BBHHHHH", 1, 3, 42, 1400, 34, 6, 0))
+        assert server.recv(65536) == data
+        cable.card.send(sent, struct.pack("<BBHHHHH", 1, 2, 42, 1400, 34, 6, 0))  # there is no such kind
+        assert cable.card.counted()["sent"]["dropped"] == 1
+    assert cable.card.control(5, 0, struct.pack("<Q", net.GUEST_CSUM | net.GUEST_UFO))
+    cable.close()
+
+
 def pairs() -> None:
     cable = Cable(pairs=3)
     for count in (3, 1, 2):
@@ -189,7 +213,7 @@ def refusals() -> None:
     assert interface.exists("kt8")
 
 
-CHECKS = (plain, checksums, large_from_guest, large_to_guest, pairs, bridge, refusals)
+CHECKS = (plain, checksums, large_from_guest, large_to_guest, datagrams_from_guest, pairs, bridge, refusals)
 
 if __name__ == "__main__":
     subprocess.run("mount -t sysfs sysfs /sys", shell=True, check=True)  # this network's, not the host's

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-CHECKS = ["plain", "checksums", "large_from_guest", "large_to_guest", "pairs", "bridge", "refusals"]
+CHECKS = [
+    "plain",
+    "checksums",
+    "large_from_guest",
+    "large_to_guest",
+    "datagrams_from_guest",
+    "pairs",
+    "bridge",
+    "refusals",
+]
 
 
 def namespace() -> list[str]:

@@ -45,6 +45,16 @@ class Adapter(MmioDriver):
         data = struct.pack("<II", 0, function) + encode(target, 0) + struct.pack(">Q", tag)
         return self.request(CONTROL, data, 1)[0]
 
+    def offer(self, place: int, cdb: str, *, target: int = 0, queue: int = REQUEST, tag: int = 7) -> None:
+        """A command without data of the driver's, at one of 16 places in memory; `answer_at` has what came back."""
+        at = self.buffers + 0x10000 + 0x3000 * place
+        self.memory.write(at, self.request_bytes(cdb, target=target, tag=tag))
+        self.queues[queue].add([(at, 51, False), (at + 0x1000, HEAD + 4096, True)])
+        self.ring(queue)
+
+    def answer_at(self, place: int, length: int = HEAD + 4096) -> Answer:
+        return decode(self.memory.read(self.buffers + 0x11000 + 0x3000 * place, length))
+
 
 def decode(answer: bytes) -> Answer:
     length, left, _, status, response = struct.unpack_from("<IIHBB", answer)
@@ -67,12 +77,14 @@ def make(path: Path) -> Iterator[Make]:
     memory = GuestMemory(8 * MIB)
     made: list[tuple[Adapter, FileMedium]] = []
 
-    def make(*, uring: bool = True, direct: bool = False, readonly: bool = False, optical: bool = False) -> Adapter:
+    def make(
+        *, uring: bool = True, direct: bool = False, readonly: bool = False, optical: bool = False, queues: int = 1
+    ) -> Adapter:
         medium = FileMedium(DiskFile(str(path), readonly=readonly, direct=direct))
         unit: LogicalUnit = CdRom(medium) if optical else Disk(medium)
         targets = Targets()
         targets.add(0, 0, unit)
-        adapter = Adapter(Scsi(memory, targets, uring=uring), memory, features=7)
+        adapter = Adapter(Scsi(memory, targets, queues=queues, uring=uring), memory, features=7)
         made.append((adapter, medium))
         adapter.start()
         assert adapter.device.uses_uring == uring
@@ -266,3 +278,70 @@ def test_units_and_discs_come_and_go_under_load(make: Make, path: Path, tmp_path
         adapter.queues[EVENT].add([(at, 16, True)])
         adapter.ring(EVENT)
         assert adapter.collect(EVENT)[0][1] == 16
+
+
+@engines
+def test_queues_beside_each_other(make: Make, path: Path, uring: bool) -> None:
+    adapter = make(uring=uring, queues=3)
+    content = path.read_bytes()
+    assert adapter.register(0x100) == 3
+    for turn in range(3):
+        for i in range(9):
+            adapter.offer(i, f"28 00 {8 * i + turn:08x} 00 0008 00", queue=REQUEST + i % 3)
+        for queue in range(3):
+            assert len(adapter.collect(REQUEST + queue, 3)) == 3
+        for i in range(9):
+            first = 512 * (8 * i + turn)
+            assert adapter.answer_at(i) == (0, GOOD, 0, (0, 0, 0), content[first : first + 4096])
+    # Task management ends what any queue was offered.
+    for i in range(6):
+        adapter.offer(i, f"28 00 {8 * i:08x} 00 0008 00", queue=REQUEST + i % 3)
+    assert adapter.manage(5) == 0
+    assert sum(len(adapter.queues[REQUEST + queue].collect()) for queue in range(3)) == 6
+
+
+@engines
+def test_a_limit_is_one_units(make: Make, path: Path, tmp_path: Path, uring: bool) -> None:
+    adapter = make(uring=uring)
+    other = tmp_path / "other"
+    other.write_bytes(b"o" * SIZE)
+    medium = FileMedium(DiskFile(str(other)))
+    adapter.device.plug(1, 0, Disk(medium))
+    assert adapter.do("00" * 6, target=1)[3] == (6, 0x29, 0)
+    read = "28 00 00000000 00 0008 00"
+    device = adapter.device
+    device.set_unit_limit(0, 0, operations=0.001, operation_burst=1)
+    for i in range(4):
+        adapter.offer(i, read)
+    assert len(adapter.collect(REQUEST, 2)) == 2, "what the burst lets through, and the one that makes debts"
+    for i in range(4, 8):
+        adapter.offer(i, read, target=1)
+    assert len(adapter.collect(REQUEST, 4)) == 4, "the other unit is not held up"
+    assert [adapter.answer_at(i)[:2] for i in range(4, 8)] == [(0, GOOD)] * 4
+    assert device.waiting == 2
+    assert adapter.do("35" + "00" * 9)[:2] == (0, GOOD), "a flush is not limited"
+    assert adapter.do("12 00 00 00 24 00", 36, target=1)[1] == GOOD, (
+        "nor one that Python does, and it lets none through"
+    )
+    # Not in flight and not begun: they come back to be tried again, and no pause or reset is a way around a limit.
+    device.hold()
+    device.release()
+    assert len(adapter.collect(REQUEST, 2)) == 2
+    assert [adapter.answer_at(i)[1] for i in range(2, 4)] == [8] * 2
+    assert device.waiting == 0
+    adapter.offer(0, read)
+    assert adapter.do(read, 4096, target=1)[1] == GOOD
+    assert device.waiting == 1
+    assert adapter.manage(5) == 0
+    assert len(adapter.collect(REQUEST)) == 1
+    assert adapter.answer_at(0)[1] == 8
+    # At a rate, all get there; the second limit is of bytes.
+    device.set_unit_limit(0, 0, bytes=1 << 20, operations=100, byte_burst=4096, operation_burst=1)
+    assert adapter.do(read, 4096)[3] == (6, 0x29, 3), "the reset"
+    for i in range(6):
+        adapter.offer(i, read)
+    assert len(adapter.collect(REQUEST, 6)) == 6
+    assert [adapter.answer_at(i)[:2] for i in range(6)] == [(0, GOOD)] * 6
+    adapter.offer(0, read)
+    device.unplug(1, 0)
+    medium.close()

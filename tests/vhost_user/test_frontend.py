@@ -223,7 +223,19 @@ def test_the_end_of_a_file_system_is_an_error_for_the_guest(memory: GuestMemory,
         assert struct.unpack("<IiQ", memory.read(at + 0x1000, 16)) == (16, -107, 4711)
         sent = struct.pack("<IIQ", 40, 3, 4712) + bytes(24)
         assert struct.unpack("<IiQ", guest.request(1, sent, 120)) == (16, -107, 4712)
-    assert len(said) == 1
+        init = struct.pack("<IIQ", 40, 26, 1) + bytes(24)
+        assert struct.unpack("<IiQ", guest.request(1, init, 120)) == (16, -107, 1), "there is none to begin with"
+        assert len(said) == 1
+        with Backend(path) as backend:
+            until(lambda: device.reconnects == 1)
+            assert struct.unpack("<IiQ", guest.request(1, sent, 120)) == (16, -107, 4712), "of the session before"
+            assert guest.request(1, init, 40) == init, "a session begins: it is the backend's"
+            assert guest.request(1, sent, 40) == sent
+            assert guest.request(0, sent, 40) == sent
+        until(lambda: not device.connected)
+        assert struct.unpack("<IiQ", guest.request(1, sent, 120)) == (16, -107, 4712)
+    assert "until it mounts it again" in said[0]
+    assert "has to unmount" in said[1]
 
 
 def test_what_can_not_be(memory: GuestMemory, path: str) -> None:

@@ -126,7 +126,40 @@ def test_a_volume_ends_with_its_vm(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def processes(text: str) -> list[int]:
+@needs_virtiofsd
+def test_a_volume_whose_server_dies_is_mounted_again(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "file").write_text("here")
+    script = """
+        exec 3< /work/file; echo ready; read line
+        cat /work/file; ls /work; cat <&3; exec 3<&-
+        for i in 1 2 3 4 5 6 7 8 9 10; do
+            umount /work 2>/dev/null; mount -t virtiofs kvmkit0 /work && break; sleep 0.3
+        done
+        cat /work/file; echo more > /work/new; sync
+    """
+    run = subprocess.Popen(
+        [*RUN, "--volume", f"{shared}:/work", "--", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    for daemon in processes(str(shared), b"virtiofsd\0"):
+        os.kill(daemon, signal.SIGKILL)
+    time.sleep(0.5)
+    out, said = run.communicate("go\n")
+    assert (out, run.returncode) == ("here", 0), said
+    assert said.count("ransport endpoint is not connected") >= 2, said
+    assert "until it mounts it again" in said
+    assert (shared / "new").read_text() == "more\n"
+    assert processes(str(shared), b"virtiofsd\0") == []
+
+
+def processes(text: str, program: bytes = b"storage-daemon\0") -> list[int]:
     """Those whose command line holds it."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
@@ -134,7 +167,7 @@ def processes(text: str) -> list[int]:
             line = entry.read_bytes()
         except OSError:
             continue
-        if text.encode() in line and b"storage-daemon\0" in line:
+        if text.encode() in line and program in line:
             found.append(int(entry.parent.name))
     return found
 
@@ -184,6 +217,7 @@ def test_what_can_not_be(tmp_path: Path) -> None:
     assert "is a whole path" in refuse("--volume", f"{tmp_path}:/a/../..")
     assert "no process serves" in refuse("--vhost-user", f"blk={tmp_path}/s")
     assert "such as --vhost-user blk=" in refuse("--vhost-user", "blk")
-    assert "no kind 'gpu'" in refuse("--vhost-user", "gpu=/tmp/s")
+    assert "no kind 'sound'" in refuse("--vhost-user", "sound=/tmp/s")
+    assert "gpu has no option" in refuse("--vhost-user", "gpu=/tmp/s,queues=2")
     assert "fs needs tag=NAME" in refuse("--vhost-user", "fs=/tmp/s")
     assert "1 to 63" in refuse("--vhost-user", "generic=/tmp/s,id=99,queues=2")

@@ -207,6 +207,33 @@ def test_hostile_page_numbers(packed: bool, data: bytes, why: str) -> None:
     memory.close()
 
 
+@formats
+@kinds
+def test_persistent_memory_is_no_ram(packed: bool, shared: bool) -> None:
+    memory = GuestMemory(16 * MIB, shared=shared, behind=2 * MIB)
+    file = os.memfd_create("pmem")
+    os.ftruncate(file, 2 * MIB)
+    os.pwrite(file, b"kept", 5 * PAGE)
+    address = memory.place(file, 2 * MIB, False)
+    said: list[str] = []
+    with MmioDriver(Balloon(memory, log=said.append), memory, packed=packed, features=ALL) as driver:
+        driver.start()
+        for queue in (HINT, REPORT):
+            driver.queues[queue].add([(address, 2 * MIB, True)])
+            driver.ring(queue)
+            driver.collect(queue)
+        memory.write(driver.buffers, numbers([address // PAGE + 5]))
+        driver.queues[INFLATE].add([(driver.buffers, 4, False)])
+        driver.ring(INFLATE)
+        until(lambda: bool(said))
+        assert said == ["balloon: the guest's driver must reset this device: queue 0: a page outside of memory"]
+        assert driver.device.given_bytes == 0
+        assert driver.device.returned_bytes == 0
+        assert memory.read(address + 5 * PAGE, 4) == b"kept"
+    os.close(file)
+    memory.close()
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(1024, 4095), max_size=40)), max_size=12))
 def test_what_is_given_is_what_was_sent(sequence: list[tuple[bool, list[int]]]) -> None:

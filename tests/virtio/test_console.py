@@ -35,9 +35,13 @@ class Guest:
         device = Console(self.memory, list(zip(names, self.paths, strict=True)), log=self.said.append)
         self.driver = MmioDriver(device, self.memory, packed=packed, features=features)
         self.driver.start()
+        self.restart()
+
+    def restart(self) -> None:
+        """Receive buffers, in a device that has just been started."""
         self.came: dict[int, list[bytes]] = {}
         self.places: dict[tuple[int, int], int] = {}
-        for queue in range(0, len(device.queues), 2):
+        for queue in range(0, len(self.driver.queues), 2):
             self.came[queue] = []
             for slot in range(8):
                 self.offer(queue, slot)
@@ -187,6 +191,30 @@ def test_without_ports_it_is_one_console(tmp_path: Path) -> None:
             assert p.recv(64) == b"shown"
         g.driver.device.resize(100, 40)
         assert g.driver.register(0x100) == 100 | 40 << 16
+
+
+def test_a_program_that_went_before_a_reset_is_not_in_the_way(tmp_path: Path) -> None:
+    with guest(tmp_path) as g:
+        g.begin(2)
+        for _ in range(6):
+            g.event()
+        g.control(1, OPEN)
+        with program(g.paths[1]) as p:
+            assert g.event() == (1, OPEN, 1, b"")
+            p.sendall(bytes(9 * BUFFER))  # more than the guest has room for: its end is not read
+            g.driver.wait_interrupt(0.2)
+        g.driver.wait_interrupt(0.2)
+        g.driver.reset()
+        g.driver.start()
+        g.restart()
+        g.begin(2)
+        for _ in range(6):
+            g.event()
+        with program(g.paths[1]) as p:
+            assert g.event() == (1, OPEN, 1, b"")
+            g.control(1, OPEN)
+            p.sendall(b"of the new one")
+            assert g.next(4) == b"of the new one"
 
 
 def test_a_new_size_is_told(tmp_path: Path) -> None:

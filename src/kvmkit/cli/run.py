@@ -90,11 +90,11 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--pmem", action="append", metavar="PATH[,ro]", help="a file as persistent memory, /dev/pmem0")
     add("--input", action="append", metavar="DEVICE", choices=("keyboard", "tablet"), help="keyboard or tablet")
     add("--volume", action="append", metavar="HOST:GUEST", help="share a directory; HOST:GUEST:ro to read only")
-    text = "KIND=SOCKET[,...]: blk, fs, net, scsi or generic, served by another process"
+    text = "KIND=SOCKET[,...]: blk, fs, net, scsi, gpu or generic, served by another process"
     add("--vhost-user", action="append", metavar="DEVICE", help=text)
     text = "PATH[,ro][,snapshot][,direct][,iops=N]...: a disk image or block device"
     add("--disk", action="append", metavar="DISK", help=text)
-    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd]: a SCSI disk or a CD-ROM")
+    add("--scsi", action="append", metavar="DISK", help="PATH[,ro][,snapshot][,cd][,iops=N]: a SCSI disk or CD-ROM")
     add("--net", action="append", metavar="NET", help="user, tap=NAME, bridge=NAME, network=NAME, socket=PATH or none")
     text = "[ADDRESS:]PORT:GUEST-PORT[/udp]: a port of the host's that leads to the guest"
     add("--publish", "-p", action="append", metavar="PORTS", help=text)

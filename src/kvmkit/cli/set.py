@@ -10,7 +10,10 @@ from kvmkit.errors import BadInput
 SUMMARY = VERBS["set"].summary
 SETTABLE = {
     "disk": ("N,OPTION...", "a disk's bps=, iops=, bps_burst=, iops_burst=, or its size=2G (size=now: its file's)"),
-    "scsi": ("N,disc=PATH", "another disc in the CD-ROM drive at that target; N,disc= takes it out"),
+    "scsi": (
+        "N,OPTION...",
+        "a SCSI target's bps=, iops= and bursts, or disc=PATH: another CD in its drive; disc= takes it out",
+    ),
     "memory-target": ("SIZE", "how much memory its guest is to keep, such as 256M; needs --balloon at its start"),
     "net": ("N,OPTION...", "a network card's link=up or link=down, bps=, iops= (frames) and their bursts"),
     "policy": ("POLICY", "what the guest may send: all, deny, dns or allow=ADDRESS:PORT,..."),
@@ -24,6 +27,7 @@ EPILOG = """examples:
   kvmkit set web --net 0,link=down             pull the cable of its first network card
   kvmkit set web --policy allow=192.0.2.1:443,dns
   kvmkit set web --scsi 1,disc=second.iso      change a CD
+  kvmkit set web --scsi 0,iops=500             hold the SCSI disk at target 0 to that
 
 It holds until the VM is started again. How to see its disks: kvmkit inspect web"""
 

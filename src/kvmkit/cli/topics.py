@@ -86,9 +86,9 @@ In the guest they are /dev/vda, /dev/vdb and so on, by virtio-blk, and an image'
 kernel needs CONFIG_VIRTIO_BLK and CONFIG_VIRTIO_MMIO. What the guest has flushed (sync, fsync) is on the host's disk,
 whatever happens then. A disk that is written is locked: no second VM can have it.
 
-SCSI disks and CD-ROMs (--scsi PATH[,ro][,snapshot][,cd][,serial=TEXT]) are /dev/sda and /dev/sr0 and so on, by
-virtio-scsi (CONFIG_SCSI_VIRTIO): target 0 is the first, 1 the second. Disks by virtio-blk are faster. With
---transport pci the kernel needs CONFIG_VIRTIO_PCI instead.
+SCSI disks and CD-ROMs (--scsi PATH[,ro][,snapshot][,cd][,serial=TEXT][,bps=N][,iops=N]) are /dev/sda and /dev/sr0 and
+so on, by virtio-scsi (CONFIG_SCSI_VIRTIO): target 0 is the first, 1 the second; the limits are each one's own. Disks by
+virtio-blk are faster. With --transport pci the kernel needs CONFIG_VIRTIO_PCI instead.
 
 While a VM runs, `kvmkit set` changes rates, enlarges disks and changes CDs: kvmkit help set.
 

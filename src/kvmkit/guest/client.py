@@ -523,6 +523,8 @@ class AgentClient:
         command = self._commands.get(frame.id)
         if command is None or command.limits is not link.limits:
             raise ProtocolError(f"the guest's agent sent {frame.type.name} for command {frame.id}, which does not run")
+        if command.status is not None and frame.type not in (Type.CREDIT, Type.CLOSE):  # these may have crossed
+            raise ProtocolError(f"the guest's agent sent {frame.type.name} for command {frame.id}, which has ended")
         payload = frame.payload
         match frame.type:
             case Type.STDOUT | Type.STDERR:

@@ -88,7 +88,7 @@ class QemuGuestAgent:
 
     def version(self) -> str:
         info = self.call("guest-info")
-        return str(info.get("version", "")) if isinstance(info, dict) else ""
+        return _shown(info.get("version", "")) if isinstance(info, dict) else ""
 
     def execute(
         self,
@@ -175,7 +175,7 @@ class QemuGuestAgent:
         except (ValueError, RecursionError):
             raise GuestAgentError("the guest agent sent what is no answer") from None
         if isinstance(answer, dict) and isinstance(error := answer.get("error"), dict):
-            raise GuestAgentError(f"the guest agent refuses: {str(error.get('desc', 'no reason given'))[:200]}")
+            raise GuestAgentError(f"the guest agent refuses: {_shown(error.get('desc', 'no reason given'))}")
         if not isinstance(answer, dict) or "return" not in answer:
             raise GuestAgentError("the guest agent sent what is no answer")
         return answer["return"]
@@ -190,6 +190,11 @@ class QemuGuestAgent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _shown(said: Any) -> str:
+    """What the guest says, for a terminal: in one line, and nothing that the terminal would obey."""
+    return "".join(one if one.isprintable() else "?" for one in str(said)[:200])
 
 
 def _line(name: str, arguments: Mapping[str, Any] | None) -> bytes:

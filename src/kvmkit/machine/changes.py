@@ -179,12 +179,17 @@ def detach_scsi(machine: Machine, target: int) -> None:
 
 
 def set_scsi(machine: Machine, text: str) -> str:
-    """`N,disc=PATH`: another disc in the CD-ROM drive at target N; `N,disc=` takes it out."""
+    """`N,disc=PATH`: another disc in the CD-ROM drive at target N; `N,disc=` takes it out; `N,bps=..`: its limits."""
     where = f"--scsi {text}"
     first, _comma, option = text.partition(",")
-    if not option.startswith("disc="):
-        raise BadInput(f"{where}: give N,disc=PATH, or N,disc= to take the disc out")
     target = _number(where, first, 256, "SCSI targets")
+    if not option.startswith("disc="):
+        if not option:
+            raise BadInput(f"{where}: give N,disc=PATH, N,disc= to take the disc out, or limits such as N,iops=500")
+        limits = parse_limits(where, option)
+        limits.check_limits(where)
+        machine.change(lambda board: _adapter(board).limit(target, limits))
+        return f"SCSI target {target}: {limits.told()}"
     path = option.removeprefix("disc=")
     machine.change(lambda board: _adapter(board).change_disc(target, path))
     return f"SCSI target {target}: {path or 'no disc'}"

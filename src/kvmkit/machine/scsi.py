@@ -14,6 +14,7 @@ from kvmkit.virtio.scsi.medium import FileMedium
 from kvmkit.virtio.scsi.target import MOST_TARGETS, Targets
 
 if TYPE_CHECKING:
+    from kvmkit.machine.limits import Limits
     from kvmkit.machine.spec import ScsiDisk
     from kvmkit.memory import GuestMemory
 
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 class ScsiAdapter:
     """`device` and the files of its units, each at its own target as LUN 0. Any thread may call, one at a time."""
 
-    def __init__(self, memory: GuestMemory, units: tuple[ScsiDisk, ...], log: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, memory: GuestMemory, units: tuple[ScsiDisk, ...], log: Callable[[str], None] | None, queues: int = 1
+    ) -> None:
         self._media: dict[int, FileMedium] = {}
         targets = Targets()
         try:
             for number, unit in enumerate(units):
                 targets.add(number, 0, self._make(number, unit))
-            self.device = Scsi(memory, targets, log=log, owned=(self._close,))
+            self.device = Scsi(memory, targets, queues=queues, log=log, owned=(self._close,))
+            for number, unit in enumerate(units):
+                self.limit(number, unit)
         except BaseException:
             self._close()
             raise
@@ -39,6 +44,19 @@ class ScsiAdapter:
             return CdRom(medium, serial=serial)
         return Disk(medium, serial=serial, physical_bytes=medium.file.physical)
 
+    def limit(self, target: int, limits: Limits) -> None:
+        """Have the unit keep to `limits`, also while it works. Raises BadInput when there is none."""
+        if self.device.targets.find(target, 0) is None:
+            raise BadInput(f"there is no SCSI device at target {target}")
+        self.device.set_unit_limit(
+            target,
+            0,
+            bytes=limits.bps,
+            operations=limits.iops,
+            byte_burst=limits.bps_burst,
+            operation_burst=limits.iops_burst,
+        )
+
     def attach(self, unit: ScsiDisk) -> int:
         """Add a unit, and tell the guest; its target. Raises BadInput."""
         taken = self.device.targets.all()
@@ -46,6 +64,7 @@ class ScsiAdapter:
         if target is None:
             raise BadInput(f"--scsi {unit.path}: the adapter's {MOST_TARGETS} targets are taken")
         self.device.plug(target, 0, self._make(target, unit))
+        self.limit(target, unit)
         return target
 
     def detach(self, target: int) -> None:

@@ -79,7 +79,7 @@ class Disk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
         DiskFile(self.path, readonly=self.readonly or self.snapshot, direct=self.direct, raw=raw).close()
 
 
-class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ScsiDisk(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A raw image file or a block device, by virtio-scsi: a disk, or a CD-ROM that is only read."""
 
     path: str
@@ -93,6 +93,7 @@ class ScsiDisk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise BadInput, in one line, for what can't be; the file is looked at, and let go again."""
         from kvmkit.block.file import DiskFile
 
+        self.check_limits(f"--scsi {self.path}")
         DiskFile(self.path, readonly=self.readonly or self.cdrom or self.snapshot).close()
 
 
@@ -288,16 +289,22 @@ def parse_console_port(text: str) -> ConsolePort:
 
 
 def parse_scsi(text: str) -> ScsiDisk:
-    """A ScsiDisk of PATH[,ro][,snapshot][,cd][,serial=TEXT]; a comma in PATH is written twice. Raises BadInput."""
+    """A ScsiDisk of PATH[,ro][,snapshot][,cd][,serial=TEXT][,LIMIT]...; a comma in PATH is written twice.
+
+    Raises BadInput.
+    """
     path, options = path_and_options("--scsi", text)
-    given: dict[str, str | bool] = {}
+    given: dict[str, str | float | bool] = {}
     for option in options:
         if option in ("ro", "cd", "snapshot"):
             given[{"ro": "readonly", "cd": "cdrom"}.get(option, option)] = True
         elif option.startswith("serial=") and option != "serial=":
             given["serial"] = option.removeprefix("serial=")
+        elif (limit := parse_limit(f"--scsi {text}", option)) is not None:
+            given[limit[0]] = limit[1]
         else:
-            raise BadInput(f"--scsi {text}: no option {option!r}; there are ro, cd and serial=TEXT")
+            known = f"ro, snapshot, cd, serial=TEXT, {', '.join(f'{each}=N' for each in KEYS)}"
+            raise BadInput(f"--scsi {text}: no option {option!r}; there are {known}")
     return msgspec.convert({"path": path, **given}, ScsiDisk)
 
 

@@ -19,7 +19,7 @@ class VhostUser(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
     of configuration space) for generic.
     """
 
-    kind: Literal["blk", "fs", "net", "scsi", "generic"]
+    kind: Literal["blk", "fs", "net", "scsi", "gpu", "generic"]
     socket: str
     tag: str = ""
     mac: str = ""
@@ -61,6 +61,8 @@ def parse_vhost_user(text: str) -> VhostUser:
     try:
         device = msgspec.convert({"kind": kind, "socket": path, **given}, VhostUser)
     except msgspec.ValidationError:
-        raise BadInput(f"--vhost-user {text}: no kind {kind!r}; there are blk, fs, net, scsi and generic") from None
+        raise BadInput(
+            f"--vhost-user {text}: no kind {kind!r}; there are blk, fs, net, scsi, gpu and generic"
+        ) from None
     device.check()
     return device

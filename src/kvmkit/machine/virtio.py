@@ -108,7 +108,7 @@ class VirtioDevices:
 
         for number, disk in enumerate(spec.disks):
             if disk.served:
-                self._add_served_disk(disk, disk.queues or 1)  # with one queue, nothing is lost with the daemon
+                self._add_served_disk(disk, disk.queues or 1)  # its daemon has one thread
                 continue
             file = DiskFile(disk.path, readonly=disk.readonly, direct=disk.direct, raw=disk.format == "raw")
             try:
@@ -155,7 +155,7 @@ class VirtioDevices:
             return
         from kvmkit.machine.scsi import ScsiAdapter
 
-        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log)
+        self.scsi = ScsiAdapter(self._memory, spec.scsi, self._log, min(spec.cpus, 8))
         self._add(self.scsi.device)
 
     def _add_networks(self, spec: MachineSpec) -> None:

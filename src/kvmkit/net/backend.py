@@ -24,6 +24,9 @@ OFFLOAD_CSUM: int = 1
 OFFLOAD_TSO4: int = 2
 OFFLOAD_TSO6: int = 4
 OFFLOAD_ECN: int = 8
+OFFLOAD_UFO: int = 16
+OFFLOAD_USO4: int = 32
+OFFLOAD_USO6: int = 64
 
 
 @cython.cclass

@@ -2,6 +2,9 @@ OFFLOAD_CSUM: int
 OFFLOAD_TSO4: int
 OFFLOAD_TSO6: int
 OFFLOAD_ECN: int
+OFFLOAD_UFO: int
+OFFLOAD_USO4: int
+OFFLOAD_USO6: int
 
 class Backend:
     @property

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 
 from kvmkit.errors import HostError
+from kvmkit.vhost_user.daemon import await_end
 
 PROGRAM = "passt"
 MISSING = f"--net user needs {PROGRAM}: sudo apt-get install passt"
@@ -116,9 +117,5 @@ class Passt:
     def close(self) -> None:
         """End it. The backend must be closed."""
         self.socket.close()
-        try:
-            self.process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        await_end(self.process, END_SECONDS)
         self._said.close()

@@ -18,7 +18,15 @@ from cython.cimports.posix.uio import iovec, writev
 from cython.cimports.posix.unistd import read
 
 from kvmkit.errors import BadInput, HostError
-from kvmkit.net.backend import OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6
+from kvmkit.net.backend import (
+    OFFLOAD_CSUM,
+    OFFLOAD_ECN,
+    OFFLOAD_TSO4,
+    OFFLOAD_TSO6,
+    OFFLOAD_UFO,
+    OFFLOAD_USO4,
+    OFFLOAD_USO6,
+)
 from kvmkit.net.interface import interface_mtu, is_persistent_tap, user_name
 
 IFF_TAP: int = 0x0002
@@ -60,7 +68,12 @@ class TapBackend(Backend):
             raise
         self.mtu = interface_mtu(name)
         self.attached = pairs
-        offloads = OFFLOAD_CSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6 | OFFLOAD_ECN
+        offloads = OFFLOAD_CSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6 | OFFLOAD_ECN | OFFLOAD_UFO
+        try:
+            fcntl.ioctl(self.fds[0], TUNSETOFFLOAD, offloads | OFFLOAD_USO4 | OFFLOAD_USO6)
+            offloads |= OFFLOAD_USO4 | OFFLOAD_USO6
+        except OSError:
+            pass  # before Linux 6.2
         Backend.__init__(self, name, pairs=pairs, header=HEADER, offloads=offloads)
         self.set_offloads(0)
 

@@ -103,11 +103,7 @@ class Daemon:
     def end(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            try:
-                self._process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            await_end(self._process, END_SECONDS)
             self._process = None
         if self._socket >= 0:
             os.close(self._socket)
@@ -118,6 +114,15 @@ class Daemon:
         if self._said >= 0:
             os.close(self._said)
             self._said = -1
+
+
+def await_end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a process that knows that it is to end; one that takes longer is killed."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def find(program: str, elsewhere: Sequence[str] = ()) -> str:

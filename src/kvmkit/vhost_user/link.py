@@ -179,6 +179,11 @@ class Link:
         elif self.protocol & Protocol.RESET_DEVICE:
             self._order(Request.RESET_DEVICE)
 
+    def set_display(self, end: socket.socket) -> None:
+        """Where a graphics card shows its pictures; closed here."""
+        with end:
+            self._send(Request.GPU_SET_SOCKET, fds=[end.fileno()])
+
     # Watching.
 
     def gone(self) -> bool:

@@ -44,6 +44,7 @@ class Request(IntEnum):
     SET_CONFIG = 25
     GET_INFLIGHT_FD = 31
     SET_INFLIGHT_FD = 32
+    GPU_SET_SOCKET = 33
     RESET_DEVICE = 34
     SET_STATUS = 39
     GET_STATUS = 40

@@ -58,4 +58,5 @@ cdef class Balloon(VirtioDevice):
     cdef void free_pages(self, VirtQueue *q) noexcept nogil
     cdef bint take_stats(self, VirtQueue *q) noexcept nogil
     cdef void take_hint(self, VirtQueue *q) noexcept nogil
+    cdef bint is_ram(self, uint64_t address, uint64_t length) noexcept nogil
     cdef bint mark(self, uint64_t address, bint inflate) noexcept nogil

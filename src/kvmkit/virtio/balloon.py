@@ -230,7 +230,7 @@ class Balloon(VirtioDevice):
             i: uint64_t
             for i in range(part // 4):
                 address: uint64_t = cython.cast(uint64_t, numbers[i]) * PAGE_BYTES
-                if ram_pointer(q.ram, address, PAGE_BYTES) == cython.NULL:
+                if not self.is_ram(address, PAGE_BYTES):
                     return queue_break(q, "a page outside of memory")
                 if not self.mark(address, inflate) or not inflate:
                     continue
@@ -243,6 +243,16 @@ class Balloon(VirtioDevice):
                     start, end = address, address + PAGE_BYTES
         self.discard(q, start, end - start)
         return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def is_ram(self, address: uint64_t, length: uint64_t) -> cython.bint:
+        """Whether all of it is RAM: files that stand behind it (pmem) are not the balloon's to give, nor counted."""
+        host: cython.pointer(uint8_t) = ram_pointer(cython.address(self.memory.ram), address, length)
+        if host == cython.NULL:
+            return False
+        return cython.cast(uint64_t, host - self.memory.ram.base) + length <= self.memory.size
 
     @cython.cfunc
     @cython.nogil
@@ -286,7 +296,7 @@ class Balloon(VirtioDevice):
         for i in range(self.chain.readable, self.chain.count):
             start: uint64_t = (self.chain.address[i] + PAGE_BYTES - 1) & ~cython.cast(uint64_t, PAGE_BYTES - 1)
             end: uint64_t = (self.chain.address[i] + self.chain.iov[i].iov_len) & ~cython.cast(uint64_t, PAGE_BYTES - 1)
-            if end > start:
+            if end > start and self.is_ram(start, end - start):
                 self.discard(q, start, end - start)
                 self.returned_bytes += end - start
 

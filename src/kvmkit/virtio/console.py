@@ -148,6 +148,8 @@ class Console(VirtioDevice):
         i: cython.int
         for i in range(self.count):
             p: cython.pointer(Port) = cython.address(self.ports[i])
+            if p.gone and p.fd >= 0:
+                self.hang_up(p)  # else nobody could connect until the guest opens this port again
             p.ready = p.open = False
             p.tell = 0
             p.sent = 0

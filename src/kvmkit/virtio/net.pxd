@@ -22,7 +22,9 @@ cdef enum:  # virtio_net_hdr: flags and gso_type, 5.1.6
     NEEDS_CSUM = 1
     GSO_NONE = 0
     GSO_TCPV4 = 1
+    GSO_UDP = 3
     GSO_TCPV6 = 4
+    GSO_UDP_L4 = 5
     GSO_ECN = 0x80
 
 cdef struct Header:

@@ -22,6 +22,8 @@ from cython.cimports.kvmkit.virtio.net import (
     GSO_NONE,
     GSO_TCPV4,
     GSO_TCPV6,
+    GSO_UDP,
+    GSO_UDP_L4,
     HEAD,
     HEADER_BYTES,
     MOST_MERGED,
@@ -45,7 +47,15 @@ from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.posix.uio import iovec
 
 from kvmkit.errors import BadInput
-from kvmkit.net.backend import OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6
+from kvmkit.net.backend import (
+    OFFLOAD_CSUM,
+    OFFLOAD_ECN,
+    OFFLOAD_TSO4,
+    OFFLOAD_TSO6,
+    OFFLOAD_UFO,
+    OFFLOAD_USO4,
+    OFFLOAD_USO6,
+)
 
 KIND: int = 1
 DRIVER: str = "CONFIG_VIRTIO_NET (virtio_net)"
@@ -59,9 +69,11 @@ MAC: int = 1 << 5
 GUEST_TSO4: int = 1 << 7
 GUEST_TSO6: int = 1 << 8
 GUEST_ECN: int = 1 << 9
+GUEST_UFO: int = 1 << 10
 HOST_TSO4: int = 1 << 11
 HOST_TSO6: int = 1 << 12
 HOST_ECN: int = 1 << 13
+HOST_UFO: int = 1 << 14
 MRG_RXBUF: int = 1 << 15
 STATUS: int = 1 << 16
 CTRL_VQ: int = 1 << 17
@@ -71,14 +83,18 @@ CTRL_RX_EXTRA: int = 1 << 20
 GUEST_ANNOUNCE: int = 1 << 21
 MQ: int = 1 << 22
 CTRL_MAC_ADDR: int = 1 << 23
+# Of virtio 1.3: UDP that the network cuts into datagrams of a size.
+GUEST_USO4: int = 1 << 54
+GUEST_USO6: int = 1 << 55
+HOST_USO: int = 1 << 56
 
 _LINK_UP: int = 1
 _ANNOUNCE: int = 2
 
 _NEEDS: tuple = (  # 5.1.3.1: (features, what at least one of has to be there)
-    (GUEST_TSO4 | GUEST_TSO6, GUEST_CSUM),
+    (GUEST_TSO4 | GUEST_TSO6 | GUEST_UFO | GUEST_USO4 | GUEST_USO6, GUEST_CSUM),
     (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
-    (HOST_TSO4 | HOST_TSO6, CSUM),
+    (HOST_TSO4 | HOST_TSO6 | HOST_UFO | HOST_USO, CSUM),
     (HOST_ECN, HOST_TSO4 | HOST_TSO6),
     (CTRL_RX | CTRL_VLAN | GUEST_ANNOUNCE | MQ | CTRL_MAC_ADDR | CTRL_GUEST_OFFLOADS, CTRL_VQ),
     (CTRL_RX_EXTRA, CTRL_RX),
@@ -88,12 +104,17 @@ _GUEST_OFFLOADS: tuple = (
     (GUEST_TSO4, OFFLOAD_TSO4),
     (GUEST_TSO6, OFFLOAD_TSO6),
     (GUEST_ECN, OFFLOAD_ECN),
+    (GUEST_UFO, OFFLOAD_UFO),
+    (GUEST_USO4, OFFLOAD_USO4),
+    (GUEST_USO6, OFFLOAD_USO6),
 )
 _HOST_OFFLOADS: tuple = (
     (CSUM, OFFLOAD_CSUM),
     (HOST_TSO4, OFFLOAD_TSO4),
     (HOST_TSO6, OFFLOAD_TSO6),
     (HOST_ECN, OFFLOAD_ECN),
+    (HOST_UFO, OFFLOAD_UFO),
+    (HOST_USO, OFFLOAD_USO4),
 )
 
 
@@ -255,6 +276,10 @@ class Net(VirtioDevice):
             self.allowed_gso |= 1 << GSO_TCPV4
         if features & HOST_TSO6:
             self.allowed_gso |= 1 << GSO_TCPV6
+        if features & HOST_UFO:
+            self.allowed_gso |= 1 << GSO_UDP
+        if features & HOST_USO:
+            self.allowed_gso |= 1 << GSO_UDP_L4
         self.control_index = 2 * self.most_pairs if features & MQ else 2
         self.filter.look_at_vlans((features & CTRL_VLAN) != 0)
         self.backend.set_offloads(self._offloads(features))
@@ -265,7 +290,8 @@ class Net(VirtioDevice):
         bits = 0
         for feature, offload in _GUEST_OFFLOADS:
             bits |= offload if features & feature else 0
-        return bits
+        both = OFFLOAD_USO4 | OFFLOAD_USO6
+        return bits if bits & both == both else bits & ~both  # Linux's TAP has both or none
 
     def stopped(self) -> None:
         self.pairs = 1
@@ -335,7 +361,9 @@ class Net(VirtioDevice):
         return True
 
     def _set_guest_offloads(self, features: int) -> bool:
-        known = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN
+        known = 0
+        for feature, _ in _GUEST_OFFLOADS:
+            known |= feature
         if features & ~(self.accepted & known):
             return False
         self.backend.set_offloads(self._offloads(features))

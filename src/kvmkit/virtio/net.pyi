@@ -18,9 +18,11 @@ MAC: int
 GUEST_TSO4: int
 GUEST_TSO6: int
 GUEST_ECN: int
+GUEST_UFO: int
 HOST_TSO4: int
 HOST_TSO6: int
 HOST_ECN: int
+HOST_UFO: int
 MRG_RXBUF: int
 STATUS: int
 CTRL_VQ: int
@@ -30,6 +32,9 @@ CTRL_RX_EXTRA: int
 GUEST_ANNOUNCE: int
 MQ: int
 CTRL_MAC_ADDR: int
+GUEST_USO4: int
+GUEST_USO6: int
+HOST_USO: int
 
 class Net(VirtioDevice):
     lost: Callable[[str], None] | None

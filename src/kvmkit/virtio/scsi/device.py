@@ -47,19 +47,21 @@ EVENT_BYTES = 16
 
 
 class Scsi(ScsiPath):
-    """A host adapter with `targets`. `close` closes what `owned` gives, too."""
+    """A host adapter with `targets` and so many request `queues`. `close` closes what `owned` gives, too."""
 
     def __init__(
         self,
         memory: GuestMemory,
         targets: Targets,
         *,
+        queues: int = 1,
         name: str = "scsi",
         log: Callable[[str], None] | None = None,
         owned: tuple[Callable[[], None], ...] = (),
         uring: bool = True,
     ) -> None:
         self._owned = owned
+        self._requests = queues
         self._sense_bytes, self._cdb_bytes = SENSE_BYTES, CDB_BYTES
         self._events: deque[bytes] = deque()
         self._missed = False
@@ -69,12 +71,12 @@ class Scsi(ScsiPath):
             MOST_TRANSFER,
             uring=uring,
             kind=KIND,
-            queues=[QUEUE, QUEUE, QUEUE],
+            queues=[QUEUE] * (REQUEST + queues),
             name=name,
             driver=DRIVER,
             features=INOUT | HOTPLUG | CHANGE,
             config=self._config(),
-            lanes=[[CONTROL, EVENT, REQUEST]],
+            lanes=[list(range(REQUEST + queues))],
             log=log,
         )
         self.set_sizes(self._sense_bytes, self._cdb_bytes)
@@ -88,7 +90,7 @@ class Scsi(ScsiPath):
 
     def _config(self) -> bytes:
         most = MOST_TRANSFER // 512
-        numbers = (1, QUEUE - 2, most, QUEUE, EVENT_BYTES, self._sense_bytes, self._cdb_bytes)
+        numbers = (self._requests, QUEUE - 2, most, QUEUE, EVENT_BYTES, self._sense_bytes, self._cdb_bytes)
         return struct.pack("<7IHHI", *numbers, 0, MOST_TARGETS - 1, MOST_UNITS - 1)
 
     def config_written(self, offset: int, size: int, value: int) -> None:
@@ -199,12 +201,27 @@ class Scsi(ScsiPath):
         def remove() -> LogicalUnit:
             unit = self.targets.remove(target, lun)
             unit.changed = None
+            self.limit_unit(target, lun, 0, 0, 0, 0)
             self.heat(target, lun)
             return unit
 
         unit = self.still(remove)
         self._tell(TRANSPORT_RESET, target, lun, REMOVED, HOTPLUG)
         return unit
+
+    def set_unit_limit(
+        self,
+        target: int,
+        lun: int,
+        *,
+        bytes: float = 0,
+        operations: float = 0,
+        byte_burst: float = 0,
+        operation_burst: float = 0,
+    ) -> None:
+        """As VirtioDevice.set_limit, for one unit."""
+        bursts = byte_burst or bytes / 10, operation_burst or operations / 10
+        self.still(lambda: self.limit_unit(target, lun, bytes, bursts[0], operations, bursts[1]))
 
     def resized(self, target: int, lun: int) -> None:
         """A unit's medium has another size."""

@@ -1,16 +1,18 @@
 # The part of virtio-scsi that moves data: compiled, without the GIL.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from kvmkit.block.work cimport Engine, Io, Worker
 from kvmkit.virtio.device cimport VirtioDevice
 from kvmkit.virtio.lane cimport Lane
+from kvmkit.virtio.limit cimport Limit
 from kvmkit.virtio.ring cimport Chain, VirtQueue
 
 cdef enum:
     QUEUE = 128
-    SLOTS = 128  # commands in flight: all that the queue can hold
+    SLOTS = 128  # commands in flight: all that a queue can hold
+    REQUEST_QUEUES = 8  # at most
     HOT_UNITS = 256  # those beyond are served by Python alone
-    REQUEST = 2
+    REQUEST = 2  # the first request queue
     HEAD_BYTES = 19  # of a request, before its CDB
     CDB_MOST = 32  # bytes of a CDB that anybody looks at
     RESPONSE_BYTES = 12  # of a response, before its sense data
@@ -19,6 +21,7 @@ cdef enum:
     REQUEST_MOST = 51  # HEAD_BYTES + CDB_MOST
     GOOD = 0
     CHECK_CONDITION = 2
+    BUSY = 8  # a driver tries that again, as often as it takes
     RESPONSE_MOST = 264  # RESPONSE_BYTES + MOST_SENSE
 
 cdef enum:  # SPC-4 and SBC-3
@@ -50,10 +53,14 @@ cdef struct HotUnit:  # a unit whose commands need not go to Python now
     int fd
     int direct_fd
     uint32_t align
+    Limit limit
+    bint limited
+    int first, last  # commands that wait for the limit; -1: none
 
 cdef struct Command:
     Io io
     Chain *chain
+    VirtQueue *q
     bint busy
     uint8_t target
     uint16_t lun
@@ -77,10 +84,16 @@ cdef class ScsiPath(VirtioDevice):
     cdef object heating
     cdef uint32_t sense_bytes, cdb_bytes
     cdef uint64_t most_transfer
-    cdef VirtQueue *requests
+    cdef VirtQueue *requests[REQUEST_QUEUES]
+    cdef int request_count
+    cdef readonly int waiting  # commands, for their units' limits
 
     cdef bint reap(self) noexcept nogil
-    cdef void begin(self, Lane lane, Command *c) noexcept nogil
+    cdef void begin(self, Lane lane, Command *c, bint waited) noexcept nogil
+    cdef bint must_wait(self, Lane lane, Command *c, HotUnit *unit) noexcept nogil
+    cdef Command *next_waiting(self, HotUnit *unit) noexcept nogil
+    cdef bint let_go(self, Lane lane) noexcept nogil
+    cdef void settle(self) noexcept nogil
     cdef bint fast(self, Command *c, HotUnit *unit, const uint8_t *cdb) noexcept nogil
     cdef bint move(self, Command *c, HotUnit *unit, const uint8_t *cdb, bint inward) noexcept nogil
     cdef bint unmap(self, Command *c, HotUnit *unit, const uint8_t *cdb) noexcept nogil

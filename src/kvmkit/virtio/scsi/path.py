@@ -2,11 +2,14 @@
 
 It takes what is well-formed and for a unit with nothing to report; all else goes to Python as it came (`command`),
 alone, after what is in flight. So the mistakes of a driver and the rare commands are written once, there.
+
+One lane serves all request queues. A unit may have a rate limit: then commands of its own wait, and no other unit's.
 """
 
 import threading
 
 import cython
+from cython.cimports.kvmkit.accel.tcg.threads import monotonic
 from cython.cimports.kvmkit.block.work import (
     IO_DISCARD,
     IO_FLUSH,
@@ -33,9 +36,11 @@ from cython.cimports.kvmkit.virtio.chain import (
 )
 from cython.cimports.kvmkit.virtio.device import VirtioDevice
 from cython.cimports.kvmkit.virtio.lane import POLLIN, Lane
-from cython.cimports.kvmkit.virtio.queue import Queue, queue_get, queue_release
+from cython.cimports.kvmkit.virtio.limit import limit_set, limit_take, limit_wait
+from cython.cimports.kvmkit.virtio.queue import Queue, queue_get, queue_has, queue_release
 from cython.cimports.kvmkit.virtio.ring import VirtQueue
 from cython.cimports.kvmkit.virtio.scsi.path import (
+    BUSY,
     CDB_MOST,
     CHECK_CONDITION,
     FIXED_SENSE,
@@ -51,6 +56,7 @@ from cython.cimports.kvmkit.virtio.scsi.path import (
     READ_16,
     REQUEST,
     REQUEST_MOST,
+    REQUEST_QUEUES,
     RESPONSE_BYTES,
     RESPONSE_MOST,
     SLOTS,
@@ -67,7 +73,7 @@ from cython.cimports.kvmkit.virtio.scsi.path import (
     HotUnit,
 )
 from cython.cimports.libc.errno import ENOSPC
-from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.uio import iovec
@@ -100,8 +106,13 @@ class ScsiPath(VirtioDevice):
         self.most_transfer = most_transfer
         VirtioDevice.__init__(self, memory, **options)
         self.worker = Worker(SLOTS, uring)
-        queue: Queue = self.queues[REQUEST]
-        self.requests = cython.address(queue.q)
+        self.request_count = len(self.queues) - REQUEST
+        if not 0 < self.request_count <= REQUEST_QUEUES:
+            raise ValueError(f"{self.request_count} request queues: 1 to {REQUEST_QUEUES} can be")
+        queue: Queue
+        for i in range(self.request_count):
+            queue = self.queues[REQUEST + i]
+            self.requests[i] = cython.address(queue.q)
         self.commands = cython.cast(cython.pointer(Command), calloc(SLOTS, cython.sizeof(Command)))
         if self.commands == cython.NULL:
             raise MemoryError
@@ -156,9 +167,13 @@ class ScsiPath(VirtioDevice):
     def finish_all(self) -> None:
         """Take what the driver has offered and end it. For the lane's thread."""
         lane: Lane = self.lanes[0]
+        i: cython.int
         with cython.nogil:
-            if self.requests.ready:
-                self.serve(lane, self.requests)
+            for _ in range(self.request_count):  # together they may hold more than there are slots for
+                for i in range(self.request_count):
+                    if queue_has(self.requests[i]):
+                        self.serve(lane, self.requests[i])
+                        self.drain(lane)
             self.drain(lane)
 
     def in_flight(self, target: int, lun: int, tag: int | None) -> bool:
@@ -169,6 +184,18 @@ class ScsiPath(VirtioDevice):
             if c.busy and c.target == target and c.lun == lun and (tag is None or c.tag == tag):
                 return True
         return False
+
+    def limit_unit(
+        self, target: int, lun: int, bytes: float, byte_burst: float, operations: float, operation_burst: float
+    ) -> None:
+        """What the unit may move a second, 0 for no limit, and at once. While the lane is held."""
+        unit: cython.pointer(HotUnit) = self.find_hot(target, lun)
+        if unit == cython.NULL:
+            if bytes or operations:
+                raise ValueError(f"no place for a limit of target {target}, LUN {lun}")
+            return
+        limit_set(cython.address(unit.limit), bytes, byte_burst, operations, operation_burst)
+        unit.limited = bytes > 0 or operations > 0
 
     def cool(self, target: int, lun: int) -> None:
         """The unit's commands go to Python from now on. Any thread."""
@@ -187,6 +214,7 @@ class ScsiPath(VirtioDevice):
                     return
                 unit = cython.address(self.hot[self.hot_count])
                 unit.target, unit.lun = target, lun
+                unit.first = unit.last = -1
                 self.hot_count += 1
             store32(cython.address(unit.ready), 0, RELEASE)
             facts = None if found is None else found.facts()
@@ -213,7 +241,7 @@ class ScsiPath(VirtioDevice):
     @cython.nogil
     @cython.exceptval(check=False)
     def serve(self, lane: Lane, q: cython.pointer(VirtQueue)) -> cython.void:
-        if q.index != REQUEST:
+        if q.index < REQUEST:
             VirtioDevice.serve(self, lane, q)
             return
         while self.free >= 0:
@@ -222,7 +250,8 @@ class ScsiPath(VirtioDevice):
                 return
             self.free = c.next
             c.busy = True
-            self.begin(lane, c)
+            c.q = q
+            self.begin(lane, c, False)
         q.wanted = False  # until one comes back
 
     @cython.cfunc
@@ -231,9 +260,10 @@ class ScsiPath(VirtioDevice):
     def look(self, lane: Lane) -> cython.bint:
         if lane.fired(0):
             io_awake(cython.address(self.worker.engine))
-        if self.worker.engine.in_flight == 0 or not io_has(cython.address(self.worker.engine)):
-            return False
-        return self.reap()
+        worked: cython.bint = self.waiting > 0 and self.let_go(lane)
+        if self.worker.engine.in_flight and io_has(cython.address(self.worker.engine)):
+            worked = self.reap() or worked
+        return worked
 
     @cython.cfunc
     @cython.nogil
@@ -248,6 +278,22 @@ class ScsiPath(VirtioDevice):
     @cython.nogil
     @cython.exceptval(check=False)
     def drain(self, lane: Lane) -> cython.void:
+        """What waits for a limit goes back to the driver, to be tried again: to do it now would be a way around it."""
+        i: cython.int
+        self.settle()
+        for i in range(self.hot_count):
+            while self.hot[i].first >= 0:
+                c: cython.pointer(Command) = self.next_waiting(cython.address(self.hot[i]))
+                c.data = 0
+                c.left = c.chain.write_bytes - min(c.chain.write_bytes, RESPONSE_BYTES + self.sense_bytes)
+                self.answer(c, 0, BUSY, cython.NULL)
+        lane.due = 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def settle(self) -> cython.void:
+        """Nothing is in flight when it comes back."""
         while self.worker.engine.in_flight:
             io_wait(cython.address(self.worker.engine))
             self.reap()
@@ -269,8 +315,10 @@ class ScsiPath(VirtioDevice):
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def begin(self, lane: Lane, c: cython.pointer(Command)) -> cython.void:
+    def begin(self, lane: Lane, c: cython.pointer(Command), waited: cython.bint) -> cython.void:
+        """Begin a command, or have it wait for its unit's limit; `waited`: it has."""
         head: uint8_t[REQUEST_MOST]
+        op: uint8_t
         memset(head, 0, REQUEST_MOST)
         c.target = c.lun = 0
         c.tag = 0
@@ -283,6 +331,19 @@ class ScsiPath(VirtioDevice):
             c.lun = cython.cast(uint16_t, (head[2] << 8 | head[3]) & 0x3FFF)
             c.tag = big(head + 8, 8)
             unit: cython.pointer(HotUnit) = self.find_hot(c.target, c.lun)
+            op = head[HEAD_BYTES]
+            if unit != cython.NULL and unit.limited and op not in (0, SYNCHRONIZE_10, SYNCHRONIZE_16):
+                if not waited and self.must_wait(lane, c, unit):
+                    return
+                limit_take(
+                    cython.address(unit.limit),
+                    c.chain.read_bytes
+                    + c.chain.write_bytes
+                    - HEAD_BYTES
+                    - self.cdb_bytes
+                    - RESPONSE_BYTES
+                    - self.sense_bytes,
+                )
             if (
                 head[0] == 1
                 and head[2] >> 6 <= 1
@@ -292,8 +353,61 @@ class ScsiPath(VirtioDevice):
                 and self.fast(c, unit, head + HEAD_BYTES)
             ):
                 return
-        self.drain(lane)
+        self.settle()
         self.slow(c)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def must_wait(self, lane: Lane, c: cython.pointer(Command), unit: cython.pointer(HotUnit)) -> cython.bint:
+        """Behind those of the unit that wait already, or until its limit lets another one begin."""
+        wait: int64_t = 0
+        if unit.first < 0:
+            wait = limit_wait(cython.address(unit.limit))
+            if wait == 0:
+                return False
+            wait += monotonic()
+            if lane.due == 0 or wait < lane.due:
+                lane.due = wait
+        index: cython.int = cython.cast(cython.int, c - self.commands)
+        c.next = -1
+        if unit.first < 0:
+            unit.first = index
+        else:
+            self.commands[unit.last].next = index
+        unit.last = index
+        self.waiting += 1
+        return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def next_waiting(self, unit: cython.pointer(HotUnit)) -> cython.pointer(Command):
+        c: cython.pointer(Command) = cython.address(self.commands[unit.first])
+        unit.first = c.next
+        self.waiting -= 1
+        return c
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def let_go(self, lane: Lane) -> cython.bint:
+        """Begin those whose units' limits let them, and say when to look again."""
+        any_: cython.bint = False
+        due: int64_t = 0
+        wait: int64_t
+        i: cython.int
+        for i in range(self.hot_count):
+            while self.hot[i].first >= 0:
+                wait = limit_wait(cython.address(self.hot[i].limit))
+                if wait:
+                    wait += monotonic()
+                    due = wait if due == 0 else min(due, wait)
+                    break
+                self.begin(lane, self.next_waiting(cython.address(self.hot[i])), True)
+                any_ = True
+        lane.due = due
+        return any_
 
     @cython.cfunc
     @cython.nogil
@@ -305,7 +419,7 @@ class ScsiPath(VirtioDevice):
     @cython.cfunc
     def _slow(self, c: cython.pointer(Command)):
         if c.chain.read_bytes > PYTHON_REQUEST_BYTES or c.chain.write_bytes > PYTHON_REQUEST_BYTES:
-            queue_break(self.requests, "a request of more bytes than this device takes")
+            queue_break(c.q, "a request of more bytes than this device takes")
             self.give_back(c, 0)
             return
         written: uint64_t = 0
@@ -321,8 +435,8 @@ class ScsiPath(VirtioDevice):
                 written = chain_write(c.chain, 0, cython.address(ours[0]), ours.shape[0])
             self.heat(c.target, c.lun)
         except Exception as error:
-            self.requests.ready = False
-            self.needs_reset(f"queue {REQUEST}: {type(error).__name__}: {error}")
+            c.q.ready = False
+            self.needs_reset(f"queue {c.q.index}: {type(error).__name__}: {error}")
         self.give_back(c, written)
 
     @cython.cfunc
@@ -603,8 +717,10 @@ class ScsiPath(VirtioDevice):
     @cython.nogil
     @cython.exceptval(check=False)
     def give_back(self, c: cython.pointer(Command), written: uint64_t) -> cython.void:
-        queue_release(self.requests, c.chain, cython.cast(uint32_t, written))
+        i: cython.int
+        queue_release(c.q, c.chain, cython.cast(uint32_t, written))
         c.busy = False
         c.next = self.free
         self.free = cython.cast(cython.int, c - self.commands)
-        self.requests.wanted = True
+        for i in range(self.request_count):  # one that stopped for want of a slot may go on
+            self.requests[i].wanted = True

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from kvmkit.errors import BadInput, HostError, KvmkitError
 from kvmkit.memory import HIGH_RAM, GuestMemory
 from kvmkit.vhost_user.daemon import Daemon
+from kvmkit.vhost_user.display import Display
 from kvmkit.vhost_user.link import Link, Region, refusal
 from kvmkit.vhost_user.messages import MOST_REGIONS, PeerGone, PeerWrong
 from kvmkit.virtio.device import DRIVER_OK
@@ -62,12 +63,14 @@ class VhostUserDevice(Relay):
         self._link: Link | None = None
         self._up: set[int] = set()
         self._begun = False
-        self._given_up = False
+        self._replayed: Link | None = None
         self._lost_at = 0.0
+        self.display = Display() if kind.display else None
         self.reconnects = 0
         link = self._first(wait)
         try:
             count = self._check(link, kind, queues)
+            self._show(link)
             super().__init__(
                 memory,
                 kind.device,
@@ -81,6 +84,8 @@ class VhostUserDevice(Relay):
             )
         except BaseException as error:
             link.close()
+            if self.display is not None:
+                self.display.close()
             if daemon is not None:
                 daemon.close()
             if isinstance(error, LOST):
@@ -91,6 +96,11 @@ class VhostUserDevice(Relay):
         self._ending = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watcher = threading.Thread(target=self._watch, name=f"watch {self.name}", daemon=True)
         self._watcher.start()
+
+    def _show(self, link: Link) -> None:
+        """Give a graphics card a display."""
+        if self.display is not None:
+            link.set_display(self.display.connect())
 
     def _first(self, wait: float) -> Link:
         if self.daemon is None:
@@ -150,18 +160,22 @@ class VhostUserDevice(Relay):
             ours = VERSION_1 | link.features & INDIRECT_DESC
             link.begin(self.accepted & DEVICE_BITS & ~self.spec.own_features | ours, self._regions())
             self._begun = True
-        for queue in self.queues:
-            if queue.ready and queue.index not in self._up:
-                self.prepare(queue.index)
-                link.start_queue(queue.index, 256, *self.addresses(queue.index))
-                self._up.add(queue.index)
-                self._replay(queue.index)
-                self.requeue(queue.index)
-                self.connect(queue.index, True)
+        began = [queue.index for queue in self.queues if queue.ready and queue.index not in self._up]
+        for index in began:
+            self.prepare(index)
+            link.start_queue(index, 256, *self.addresses(index))
+            self._up.add(index)
+        if began and self._replayed is not link:  # once, before any queue has something else to do
+            self._replay(began[0])
+            self._replayed = link
+        if began:
+            self.keep(bool(self.accepted & self.spec.flush))
+        for index in began:
+            self.requeue(index)
+            self.connect(index, True)
 
     def _replay(self, index: int) -> None:
         """A disk's writes that were answered and not flushed, to a backend that need not know of them."""
-        self.keep(index, len(self.queues) == 1 and bool(self.accepted & self.spec.flush))
         failed = self.replay(index)
         if failed < 0:
             raise PeerGone("it does not write again what was not flushed")
@@ -244,6 +258,8 @@ class VhostUserDevice(Relay):
         if self._link is not None:
             self._link.close()
             self._link = None
+        if self.display is not None:
+            self.display.close()
         if self.daemon is not None:
             self.daemon.close()
         os.close(self._ending)
@@ -286,10 +302,9 @@ class VhostUserDevice(Relay):
         self._begun = False
         self._lost_at = time.monotonic()
         if self.spec.stateful:
-            self._given_up = True
             for index in range(len(self.queues)):
                 self.give_up(index)
-            self._say(f"its backend is gone ({why}): the guest gets errors from it until it is started again")
+            self._say(f"its backend is gone ({why}): the guest gets errors (ENOTCONN) until it mounts it again")
         else:
             then = "it is started again" if self.daemon else f"another one listens at {self.path}"
             self._say(f"its backend is gone ({why}): the guest waits until {then}")
@@ -312,9 +327,6 @@ class VhostUserDevice(Relay):
                 if self._wait_on(link):
                     return
                 continue
-            if self._given_up:
-                self._sleep(None)
-                return
             lived = self._lost_at - self._since
             delay = RETRY_SECONDS if lived > HEALTHY_SECONDS else min(2 * delay, SLOWEST_RETRY_SECONDS)
             while self._link is None:
@@ -326,11 +338,11 @@ class VhostUserDevice(Relay):
                     self._say(f"the backend that now listens at {self.path} can't be used: {why}")
                     delay = SLOWEST_RETRY_SECONDS
 
-    def _sleep(self, seconds: float | None) -> bool:
+    def _sleep(self, seconds: float) -> bool:
         """True: it is over."""
         poll = select.poll()
         poll.register(self._ending, select.POLLIN)
-        return bool(poll.poll(None if seconds is None else 1000 * seconds))
+        return bool(poll.poll(1000 * seconds))
 
     def _wait_on(self, link: Link) -> bool:
         """Wait until something happens with this connection, and see to it. True: it is over."""
@@ -396,14 +408,15 @@ class VhostUserDevice(Relay):
         try:
             self._link = link
             self._since = time.monotonic()
-            if not self._try(self._take_config):
+            if not (self._try(self._show) and self._try(self._take_config)):
                 return ""
             for lane in self.lanes:
                 lane.hold()
             self._go_on()
             if self._link is not None:
                 self.reconnects += 1
-                self._say("a backend serves it again")
+                mount = "; what the guest had mounted it has to unmount, and mount again" if self.spec.stateful else ""
+                self._say(f"a backend serves it again{mount}")
         finally:
             self.lock.release()
         return ""

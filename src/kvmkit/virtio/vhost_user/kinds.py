@@ -25,7 +25,29 @@ NET_MAC = 1 << 5
 NET_FEATURES = 1 << 0 | 1 << 1 | 0x3F << 6 | 0xF << 11 | 1 << 15 | 1 << 3
 """Checksums, segmentation, merged buffers, MTU: what is between the driver and whoever serves the queues. Not the
 control queue and what goes by it, nor the link's status: these would be the VMM's."""
+GPU_VIRGL = 1 << 0
 ALL = (1 << 64) - 1
+DRIVERS = {
+    1: "CONFIG_VIRTIO_NET (virtio_net)",
+    2: "CONFIG_VIRTIO_BLK (virtio_blk)",
+    3: "CONFIG_VIRTIO_CONSOLE (virtio_console)",
+    4: "CONFIG_HW_RANDOM_VIRTIO (virtio_rng)",
+    5: "CONFIG_VIRTIO_BALLOON (virtio_balloon)",
+    8: "CONFIG_SCSI_VIRTIO (virtio_scsi)",
+    16: "CONFIG_DRM_VIRTIO_GPU (virtio_gpu)",
+    18: "CONFIG_VIRTIO_INPUT (virtio_input)",
+    19: "CONFIG_VIRTIO_VSOCKETS (vmw_vsock_virtio_transport)",
+    20: "CONFIG_CRYPTO_DEV_VIRTIO (virtio_crypto)",
+    23: "CONFIG_VIRTIO_IOMMU (virtio_iommu)",
+    24: "CONFIG_VIRTIO_MEM (virtio_mem)",
+    25: "CONFIG_SND_VIRTIO (virtio_snd)",
+    26: "CONFIG_VIRTIO_FS (virtiofs)",
+    27: "CONFIG_VIRTIO_PMEM (virtio_pmem)",
+    34: "CONFIG_I2C_VIRTIO (i2c_virtio)",
+    40: "CONFIG_BT_VIRTIO (virtio_bt)",
+    41: "CONFIG_GPIO_VIRTIO (gpio_virtio)",
+}
+"""By device ID (5): which option Linux needs."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +55,9 @@ class Kind:
     """`config` makes the configuration space, asking the backend where it is the one to know.
 
     `finishes`: each request is answered in a time, so that a pause can wait for all. `stateful`: a backend that is
-    started again knows nothing of what the driver did with the one before, so there is no going on. `own_features`
-    are offered to the driver here, and kept from the backend. `fixed`: the device has so many queues and no others.
+    started again knows nothing of what the driver did with the one before, so the driver has to begin anew.
+    `own_features` are offered to the driver here, and kept from the backend. `fixed`: the device has so many queues and
+    no others.
     """
 
     name: str
@@ -47,6 +70,8 @@ class Kind:
     finishes: bool = True
     stateful: bool = False
     fixed: bool = False
+    display: bool = False
+    """Its backend is given one end of a display."""
     flush: int = 0
     """A disk's feature bit that has the driver flush: until then what it writes is kept."""
     config_queues: Callable[[Link], int] | None = None
@@ -116,6 +141,16 @@ def scsi() -> Kind:
     return Kind("scsi", 8, "CONFIG_SCSI_VIRTIO (virtio_scsi)", 3, _scsi_config, 7, finishes=False)
 
 
+def _gpu_config(link: Link, queues: int) -> bytes:
+    # Events read and cleared, screens, sets of capabilities: 5.7.4. The display is ours.
+    return struct.pack("<III", 0, 0, 1) + link.get_config(16)[12:]
+
+
+def gpu() -> Kind:
+    """A graphics card: without the features that need more of a display than ours does, such as EDID."""
+    return Kind("gpu", 16, DRIVERS[16], 2, _gpu_config, GPU_VIRGL, display=True, fixed=True)
+
+
 def generic(device: int, queues: int, config_bytes: int = 0) -> Kind:
     """Any device: its virtio ID, its number of queues, and how large its configuration space is (the backend's)."""
     if not 0 < device < 64:
@@ -128,7 +163,8 @@ def generic(device: int, queues: int, config_bytes: int = 0) -> Kind:
     def config(link: Link, queues: int) -> bytes:
         return link.get_config(config_bytes) if config_bytes else b""
 
-    return Kind("generic", device, f"a driver for virtio device {device}", queues, config, finishes=False, fixed=True)
+    driver = DRIVERS.get(device, f"a driver for virtio device {device}")
+    return Kind("generic", device, driver, queues, config, finishes=False, fixed=True)
 
 
 def parse(name: str, options: Mapping[str, str]) -> Kind:
@@ -138,10 +174,11 @@ def parse(name: str, options: Mapping[str, str]) -> Kind:
         "fs": ("tag",),
         "net": ("mac",),
         "scsi": ("queues",),
+        "gpu": (),
         "generic": ("id", "queues", "config"),
     }
     if name not in known:
-        raise BadInput(f"there is no {name!r}: blk, fs, net, scsi and generic can be")
+        raise BadInput(f"there is no {name!r}: blk, fs, net, scsi, gpu and generic can be")
     for key in options:
         if key not in known[name]:
             raise BadInput(f"{name} has no option {key!r}; it has {', '.join(known[name])}")
@@ -154,6 +191,8 @@ def parse(name: str, options: Mapping[str, str]) -> Kind:
             return fs(options["tag"])
         case "net":
             return net(options.get("mac", ""))
+        case "gpu":
+            return gpu()
         case "scsi":
             return dataclasses.replace(scsi(), queues=2 + number(options, "queues", 1, 8))
     if "id" not in options:

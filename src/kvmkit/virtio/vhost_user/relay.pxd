@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from kvmkit.accel.tcg.threads cimport pthread_mutex_t
 from kvmkit.virtio.device cimport VirtioDevice
 from kvmkit.virtio.lane cimport Lane
 from kvmkit.virtio.ring cimport Chain, VirtQueue
@@ -34,6 +35,7 @@ cdef enum:  # of a disk's requests, virtio 1.2, 5.2.6
     T_WRITE_ZEROES = 13
 
 cdef enum:
+    FUSE_INIT = 26  # a request's operation: a session begins
     FUSE_HEADER = 40
     FUSE_ANSWER = 16
     ENOTCONN_CODE = 107
@@ -45,6 +47,13 @@ cdef struct Kept:  # a write that was answered, and not flushed since; its bytes
     Kept *next
     uint64_t number
     uint64_t bytes  # header and data
+
+cdef struct Unflushed:  # of a disk, in the order in which all its queues' writes were answered
+    Kept *first
+    Kept *last
+    uint64_t answered
+    uint64_t bytes
+    bint flushing  # a flush of ours is under way
 
 cdef struct DiskHeader:
     uint32_t type
@@ -73,17 +82,12 @@ cdef struct Ring:
     short slot_of[RING]  # by head; -1: not with the backend
     bint fresh  # something was added that the backend was not told of
     bint up  # a backend serves this ring
-    bint refuse  # none ever will: answer with an error
+    bint refuse  # answer with an error, until the driver begins anew
     bint indirect
     int kick
     int call
     uint64_t relayed
     bint keep  # a disk's: what is not flushed is sent again to the next backend
-    bint flushing  # one of ours is under way
-    Kept *first
-    Kept *last
-    uint64_t answered
-    uint64_t kept_bytes
     const char *wrong  # what the backend did
 
 cdef class Relay(VirtioDevice):
@@ -96,6 +100,8 @@ cdef class Relay(VirtioDevice):
     cdef readonly int trouble  # eventfd: a backend did wrong
     cdef public bint finishing  # holding waits for the backend
     cdef bint indirect
+    cdef Unflushed unflushed
+    cdef pthread_mutex_t unflushed_lock
 
     cdef Ring *ring_at(self, int index) noexcept
     cdef void put(self, Ring *r, int index) noexcept nogil
@@ -103,9 +109,10 @@ cdef class Relay(VirtioDevice):
     cdef void release_slot(self, Ring *r, int index) noexcept nogil
     cdef bint reap(self, Ring *r, VirtQueue *q) noexcept nogil
     cdef void fail(self, Ring *r, VirtQueue *q, int index) noexcept nogil
-    cdef void note(self, Ring *r, Slot *slot) noexcept nogil
+    cdef bint begins(self, Ring *r, int index) noexcept nogil
+    cdef void note(self, Slot *slot) noexcept nogil
     cdef void done(self, Ring *r, Slot *slot) noexcept nogil
-    cdef void drop(self, Ring *r, uint64_t up_to) noexcept nogil
+    cdef void drop(self, uint64_t up_to) noexcept nogil
     cdef bint flush_ours(self, Ring *r) noexcept nogil
     cdef int again(self, Ring *r, DiskHeader *header, const uint8_t *data, uint64_t length) noexcept nogil
     cdef int replay_all(self, Ring *r) noexcept nogil

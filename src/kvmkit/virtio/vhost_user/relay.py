@@ -7,14 +7,21 @@ can meet a backend that knows split ones only; and when the backend dies, what i
 
 The data itself is not copied: the backend maps the guest's memory. But a disk's writes are, until the guest's next
 flush has been answered: a backend keeps parts of what it answered in its own memory (qcow2 its tables), which dies with
-it, and a guest that goes on counts on them. They are written again, in order, before anything else.
+it, and a guest that goes on counts on them. They are written again, in the order in which they were answered on all
+queues together, before anything else.
 """
 
 import mmap
 import os
 
 import cython
-from cython.cimports.kvmkit.accel.tcg.threads import monotonic
+from cython.cimports.kvmkit.accel.tcg.threads import (
+    monotonic,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 from cython.cimports.kvmkit.memory.ram import GuestMemory
 from cython.cimports.kvmkit.virtio.chain import chain_free, chain_new, chain_read, chain_write
 from cython.cimports.kvmkit.virtio.lane import POLLIN, Lane, pollfd, ppoll
@@ -47,6 +54,7 @@ from cython.cimports.kvmkit.virtio.vhost_user.relay import (
     FLUSH_STATUS,
     FUSE_ANSWER,
     FUSE_HEADER,
+    FUSE_INIT,
     KEPT_MOST,
     PART,
     RING,
@@ -61,6 +69,7 @@ from cython.cimports.kvmkit.virtio.vhost_user.relay import (
     Kept,
     Ring,
     Slot,
+    Unflushed,
 )
 from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free, malloc
@@ -85,6 +94,7 @@ class Relay(VirtioDevice):
 
     def __cinit__(self):
         self.trouble = self.rings_fd = -1
+        pthread_mutex_init(cython.address(self.unflushed_lock), cython.NULL)
 
     def __init__(self, memory: GuestMemory, kind: int, queues: int, *, indirect: bool = True, **options):
         self.indirect = indirect
@@ -133,9 +143,10 @@ class Relay(VirtioDevice):
     def __dealloc__(self):
         i: cython.int
         j: cython.int
+        self.drop(self.unflushed.answered)
+        pthread_mutex_destroy(cython.address(self.unflushed_lock))
         if self.rings != cython.NULL:
             for i in range(self.ring_count):
-                self.drop(cython.address(self.rings[i]), self.rings[i].answered)
                 for j in range(RING):
                     chain_free(self.rings[i].slots[j].chain)
                 if self.rings[i].kick > 0:
@@ -154,34 +165,40 @@ class Relay(VirtioDevice):
     def ring_at(self, index: cython.int) -> cython.pointer(Ring):
         return cython.address(self.rings[index if 0 <= index < self.ring_count else 0])
 
-    def keep(self, index: int, wanted: bool) -> None:
-        """This is the one queue of a disk whose driver flushes: keep what it writes until then. Else: forget that."""
-        r: cython.pointer(Ring) = self.ring_at(index)
-        r.keep = wanted
+    def keep(self, wanted: bool) -> None:
+        """This is a disk whose driver flushes: keep what it writes until then. Else: forget that. No lane runs."""
+        i: cython.int
+        for i in range(self.ring_count):
+            self.rings[i].keep = wanted
         if not wanted:
-            self.drop(r, r.answered)
+            self.drop(self.unflushed.answered)
 
     def replay(self, index: int) -> int:
-        """Write again what was not flushed: how many writes the backend refused; -1: it does not answer."""
+        """Write again, by this queue, what was not flushed; no lane runs, and no queue has requests with the backend.
+
+        How many writes it refused; -1: it does not answer.
+        """
         r: cython.pointer(Ring) = self.ring_at(index)
         failed: cython.int
         with cython.nogil:
             failed = self.replay_all(r)
         return failed
 
-    def kept(self, index: int) -> int:
+    @property
+    def kept(self) -> int:
         """Bytes that would be written again."""
-        return self.ring_at(index).kept_bytes
+        return self.unflushed.bytes
 
     def forget(self, index: int) -> None:
         """Drop all that is in flight: the driver has taken its queue back."""
         r: cython.pointer(Ring) = self.ring_at(index)
         i: cython.int
         for i in range(RING):
+            if r.slots[i].busy and r.slots[i].ours:
+                self.unflushed.flushing = False
             r.slots[i].busy = r.slots[i].ours = False
             r.slots[i].next = i + 1 if i + 1 < RING else -1
         r.free = 0
-        r.flushing = False
         r.in_flight = 0
         r.fresh = False
         self.prepare(index)
@@ -228,7 +245,7 @@ class Relay(VirtioDevice):
         r.fresh = up
 
     def give_up(self, index: int) -> None:
-        """Answer every request of this queue with an error (FUSE's ENOTCONN), now and from now on."""
+        """Answer every request of this queue with an error (FUSE's ENOTCONN), now and until a session begins anew."""
         r: cython.pointer(Ring) = self.ring_at(index)
         queue: Queue = self.queues[index]
         r.up = False
@@ -272,7 +289,7 @@ class Relay(VirtioDevice):
     @cython.exceptval(check=False)
     def serve(self, lane: Lane, q: cython.pointer(VirtQueue)) -> cython.void:
         r: cython.pointer(Ring) = cython.cast(cython.pointer(Ring), lane.context)
-        if r.kept_bytes > KEPT_MOST and not r.flushing and r.up and not self.flush_ours(r):
+        if r.keep and self.unflushed.bytes > KEPT_MOST and r.up and not self.flush_ours(r):
             return
         while r.free >= 0 and (r.up or r.refuse):
             if not self.may_begin(lane, q):
@@ -285,9 +302,9 @@ class Relay(VirtioDevice):
             r.in_flight += 1
             r.relayed += 1
             if r.keep:
-                self.note(r, cython.address(r.slots[index]))
+                self.note(cython.address(r.slots[index]))
             limit_take(cython.address(self.limit), r.slots[index].chain.read_bytes + r.slots[index].chain.write_bytes)
-            if r.refuse:
+            if r.refuse and not self.begins(r, index):
                 self.fail(r, q, index)
             else:
                 self.put(r, index)
@@ -438,7 +455,7 @@ class Relay(VirtioDevice):
         r.slot_of[head] = -1
         self.release_slot(r, index)
         if r.slots[index].ours:
-            r.slots[index].ours = r.flushing = False
+            r.slots[index].ours = self.unflushed.flushing = False
         elif q.ready:
             queue_release(q, chain, written)
         q.wanted = True
@@ -458,10 +475,12 @@ class Relay(VirtioDevice):
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def note(self, r: cython.pointer(Ring), slot: cython.pointer(Slot)) -> cython.void:
-        """A request is sent: what it is, and what a flush covers."""
+    def note(self, slot: cython.pointer(Slot)) -> cython.void:
+        """A request is sent: what it is, and what a flush covers, which is what was answered before on any queue."""
         slot.type = 0
-        slot.covers = r.answered
+        pthread_mutex_lock(cython.address(self.unflushed_lock))
+        slot.covers = self.unflushed.answered
+        pthread_mutex_unlock(cython.address(self.unflushed_lock))
         chain_read(slot.chain, 0, cython.address(slot.type), 4)
 
     @cython.cfunc
@@ -481,34 +500,41 @@ class Relay(VirtioDevice):
         if status[0] != 0:
             return
         if slot.type == T_FLUSH:
-            self.drop(r, slot.covers)
+            pthread_mutex_lock(cython.address(self.unflushed_lock))
+            self.drop(slot.covers)
+            pthread_mutex_unlock(cython.address(self.unflushed_lock))
         elif slot.type == T_OUT or slot.type == T_DISCARD or slot.type == T_WRITE_ZEROES:
             k: cython.pointer(Kept) = cython.cast(cython.pointer(Kept), malloc(cython.sizeof(Kept) + chain.read_bytes))
             if k == cython.NULL:
                 return
             k.bytes = chain.read_bytes
             k.next = cython.NULL
-            r.answered += 1
-            k.number = r.answered
             chain_read(chain, 0, cython.cast(cython.p_void, k + 1), k.bytes)
-            if r.last == cython.NULL:
-                r.first = k
+            # Before the guest sees the answer: what it writes then on another queue comes after it here, too.
+            u: cython.pointer(Unflushed) = cython.address(self.unflushed)
+            pthread_mutex_lock(cython.address(self.unflushed_lock))
+            u.answered += 1
+            k.number = u.answered
+            if u.last == cython.NULL:
+                u.first = k
             else:
-                r.last.next = k
-            r.last = k
-            r.kept_bytes += k.bytes
+                u.last.next = k
+            u.last = k
+            u.bytes += k.bytes
+            pthread_mutex_unlock(cython.address(self.unflushed_lock))
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def drop(self, r: cython.pointer(Ring), up_to: uint64_t) -> cython.void:
-        while r.first != cython.NULL and r.first.number <= up_to:
-            k: cython.pointer(Kept) = r.first
-            r.first = k.next
-            r.kept_bytes -= k.bytes
+    def drop(self, up_to: uint64_t) -> cython.void:
+        u: cython.pointer(Unflushed) = cython.address(self.unflushed)
+        while u.first != cython.NULL and u.first.number <= up_to:
+            k: cython.pointer(Kept) = u.first
+            u.first = k.next
+            u.bytes -= k.bytes
             free(k)
-        if r.first == cython.NULL:
-            r.last = cython.NULL
+        if u.first == cython.NULL:
+            u.last = cython.NULL
 
     @cython.cfunc
     @cython.nogil
@@ -523,10 +549,16 @@ class Relay(VirtioDevice):
         header.reserved = 0
         header.sector = 0
         (r.memory + SPARE_AT + FLUSH_STATUS)[0] = 255
+        pthread_mutex_lock(cython.address(self.unflushed_lock))
+        flushing: cython.bint = self.unflushed.flushing
+        self.unflushed.flushing = True
+        r.slots[index].covers = self.unflushed.answered
+        pthread_mutex_unlock(cython.address(self.unflushed_lock))
+        if flushing:
+            return True
         r.free = r.slots[index].next
-        r.slots[index].busy = r.slots[index].ours = r.flushing = True
+        r.slots[index].busy = r.slots[index].ours = True
         r.slots[index].type = T_FLUSH
-        r.slots[index].covers = r.answered
         r.in_flight += 1
         self.put(r, index)
         return True
@@ -584,7 +616,7 @@ class Relay(VirtioDevice):
     def replay_all(self, r: cython.pointer(Ring)) -> cython.int:
         failed: cython.int = 0
         header: DiskHeader
-        k: cython.pointer(Kept) = r.first
+        k: cython.pointer(Kept) = self.unflushed.first
         while k != cython.NULL:
             data: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), k + 1)
             memcpy(cython.address(header), data, cython.sizeof(DiskHeader))
@@ -604,6 +636,22 @@ class Relay(VirtioDevice):
                 left -= part
             k = k.next
         return failed
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def begins(self, r: cython.pointer(Ring), index: cython.int) -> cython.bint:
+        """A file system is mounted anew, and there is a backend, which knows nothing of the session before."""
+        op: uint32_t = 0
+        i: cython.int
+        if not r.up or r.slots[index].chain.read_bytes < FUSE_HEADER:
+            return False
+        chain_read(r.slots[index].chain, 4, cython.address(op), 4)
+        if op != FUSE_INIT:
+            return False
+        for i in range(self.ring_count):
+            self.rings[i].refuse = False
+        return True
 
     @cython.cfunc
     @cython.nogil

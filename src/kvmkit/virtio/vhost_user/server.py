@@ -38,7 +38,7 @@ from kvmkit.virtio.device import FEATURES_OK, VirtioDevice
 from kvmkit.virtio.features import IN_ORDER, RING_PACKED, RING_RESET
 
 OFFERED = Protocol.MQ | Protocol.REPLY_ACK | Protocol.BACKEND_REQ | Protocol.CONFIG | Protocol.RESET_DEVICE
-NOT_OFFERED = IN_ORDER | RING_PACKED | RING_RESET
+NOT_OFFERED = IN_ORDER | RING_RESET
 """What would need more of the protocol than is done here."""
 READY = 0x0F
 MESSAGE_SECONDS = 10.0
@@ -52,6 +52,7 @@ class Ring:
 
     size: int = 0
     base: int = 0
+    """Where to begin: a split ring's next available entry; of a packed one, see `_place`."""
     addresses: tuple[int, int, int] | None = None
     kick: int = -1
     call: int = -1
@@ -235,9 +236,15 @@ class Server:
     def _take_back_channel(self, fds: list[int]) -> None:
         if len(fds) != 1:
             raise PeerWrong("a channel without a socket")
+        fd = os.dup(fds[0])
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise PeerWrong("a channel that is no socket") from None
         if self._back is not None:
             self._back.close()
-        self._back = Channel(socket.socket(fileno=os.dup(fds[0])), MESSAGE_SECONDS)
+        self._back = Channel(sock, MESSAGE_SECONDS)
 
     def _set_features(self, features: int) -> None:
         device = self.device
@@ -274,6 +281,10 @@ class Server:
             self._known = Memory([(guest, size, user) for guest, size, user, _ in table])
             for queue, state in zip(device.queues, saved, strict=True):
                 queue.restore(state, device.accepted)  # its rings have another address here
+        except BaseException:
+            for queue in device.queues:  # what they knew of is mapped no more
+                queue.disable()
+            raise
         finally:
             device.release()
 
@@ -289,7 +300,7 @@ class Server:
                 self._ring(index).size = size
             case Request.SET_VRING_BASE:
                 index, base = VRING_STATE.unpack(payload)
-                self._ring(index).base = base & 0xFFFF
+                self._ring(index).base = base
             case Request.SET_VRING_ADDR:
                 index, _, descriptors, used, available, _ = VRING_ADDR.unpack(payload)
                 guest = self._known.guest
@@ -348,17 +359,32 @@ class Server:
                     "descriptors": descriptors,
                     "driver": available,
                     "device": used,
-                    "next_avail": ring.base,
-                    "next_used": self._used(used),
-                    "avail_wrap": True,
-                    "used_wrap": True,
                     "broken": "",
+                    **self._place(ring.base, used),
                 },
                 device.accepted,
             )
             ring.running = True
         finally:
             device.release()
+
+    def _place(self, base: int, used: int) -> dict[str, int | bool]:
+        """What SET_VRING_BASE said. Packed: 15 bits for the next available place and one for its round, then the same
+        for used places; who sends 16 bits only has nothing in flight, and both are the same."""
+        if not self.device.accepted & RING_PACKED:
+            return {
+                "next_avail": base & 0xFFFF,
+                "next_used": self._used(used),
+                "avail_wrap": True,
+                "used_wrap": True,
+            }
+        rest = base >> 16 or base
+        return {
+            "next_avail": base & 0x7FFF,
+            "avail_wrap": bool(base & 0x8000),
+            "next_used": rest & 0x7FFF,
+            "used_wrap": bool(rest & 0x8000),
+        }
 
     def _used(self, ring: int) -> int:
         try:
@@ -373,7 +399,10 @@ class Server:
         self.device.hold()
         try:
             if ring.running:
-                ring.base = queue.state()["next_avail"]
+                state = queue.state()
+                ring.base = state["next_avail"]
+                if self.device.accepted & RING_PACKED:
+                    ring.base |= state["avail_wrap"] << 15 | state["next_used"] << 16 | state["used_wrap"] << 31
             queue.disable()
             self._silence(index, ring)
         finally:
