@@ -62,7 +62,16 @@ def execute(
                 timeout=timeout,
             )
             if relay is None:
-                return _status(connection, argv[0])
+                try:
+                    return _status(connection, argv[0])
+                except wire.Refused:
+                    from kvmkit.manager import foreign
+
+                    if tty or not foreign.without_agent(home):
+                        raise
+                return foreign.execute(
+                    home, argv, stdin=0 if interactive else None, env=env, cwd=cwd, user=user, timeout=timeout
+                )
             relay.begin()
             return _relayed(connection, relay, argv[0], tty)
     finally:

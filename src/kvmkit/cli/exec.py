@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kvmkit.cli import named
 from kvmkit.cli.parser import seconds
 from kvmkit.cli.verbs import VERBS
+
+if TYPE_CHECKING:
+    from kvmkit.manager.home import Home
+    from kvmkit.manager.imagesettings import Settings
 
 SUMMARY = VERBS["exec"].summary
 TAKES_COMMAND = True
@@ -56,13 +61,27 @@ def run(args: argparse.Namespace) -> int:
         env[name] = value
     command = args.words + (["--"] if args.words and args.command else []) + (args.command or [])
     with open_home(args.name) as home:
+        settings = _settings(home)
         return attach.execute(
             home,
             command,
-            env=env,
-            cwd=args.workdir,
-            user=args.user,
+            env={**settings.env, **env},
+            cwd=args.workdir or settings.cwd,
+            user=args.user or settings.user,
             tty=args.tty,
             interactive=args.interactive or args.tty,
             timeout=args.timeout,
         )
+
+
+def _settings(home: Home) -> Settings:
+    """What the VM's image says of commands in it."""
+    from kvmkit.manager import files, imagesettings
+    from kvmkit.manager.home import SPEC
+
+    data = files.read(home.directory, SPEC)
+    if b'"image"' not in data:  # most have the default, which says nothing
+        return imagesettings.NONE
+    from kvmkit.manager import spec
+
+    return imagesettings.of(spec.decode(data, str(home.path / SPEC)).image, home.path)

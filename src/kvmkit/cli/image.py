@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ls.add_argument("--json", action="store_true", help="print them as JSON")
     rm = verb("rm", "remove images; VMs that were begun with them keep their files")
     rm.add_argument("names", nargs="+", metavar="NAME")
+    verb("prune", "remove builds of kvmkit's own images that a newer one has replaced, and what was half made")
     inspect = verb("inspect", "show all that is noted of an image, as JSON")
     inspect.add_argument("image", metavar="NAME")
     inspect.add_argument("--check", action="store_true", help="read all of it, and compare with its checksums")
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     topics = {
         "ls": _ls,
         "rm": _rm,
+        "prune": _prune,
         "inspect": _inspect,
         "build": _build,
         "import": _import,
@@ -139,6 +141,14 @@ def _rm(args: argparse.Namespace) -> int:
 
     for name in args.names:
         library.remove(name)
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from kvmkit.guest import images, library
+
+    for path in library.prune(images.current()):
+        print(path)
     return 0
 
 

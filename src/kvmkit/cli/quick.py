@@ -10,6 +10,7 @@ import sys
 PATH_BYTES = 107
 SCM_RIGHTS = 1
 LONGEST = 65536
+OWN_IMAGES = (b"tiny", b"debian", b"debian-systemd")
 
 
 def attempt(arguments: list[str]) -> int | None:
@@ -29,7 +30,7 @@ def attempt(arguments: list[str]) -> int | None:
     except UnicodeError:
         return None
     path = _socket_path(name)
-    if len(request) > LONGEST or not path or len(os.fsencode(path)) > PATH_BYTES:
+    if len(request) > LONGEST or not path or len(os.fsencode(path)) > PATH_BYTES or not _is_plain(path):
         return None
     import _socket  # the class behind socket.socket, without enum, selectors and the rest
 
@@ -63,6 +64,21 @@ def _request(argv: list[str], interactive: bool) -> bytes:
     words = ",".join(map(quoted, argv))
     stdin = "true" if interactive else "false"
     return f'{{"kvmkit":1,"verb":"exec","argv":[{words}],"stdin":{stdin}}}\n'.encode()
+
+
+def _is_plain(path: str) -> bool:
+    """Whether neither an image's settings nor another agent than ours have to be looked after."""
+    try:
+        fd = os.open(path[: -len("control.sock")] + "vm.json", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        data = os.read(fd, LONGEST)
+    finally:
+        os.close(fd)
+    if b'"console_ports"' in data:
+        return False
+    return b'"image"' not in data or any(b'"image": "%s"' % name in data for name in OWN_IMAGES)
 
 
 def _socket_path(name: str) -> str:

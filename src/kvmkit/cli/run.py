@@ -67,6 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--rm", action="store_true", help="remove the VM when it ends")
     specification(parser)
     add("--tty", "-t", action="store_true", help="give COMMAND a terminal")
+    add("--plain", action="store_true", help=argparse.SUPPRESS)  # as root, whatever the image says; `image build`
     add("--stats", metavar="FILE", help="write times, exits and memory there, as JSON")
 
 
@@ -204,6 +205,7 @@ def run(args: argparse.Namespace) -> int:
         stats=args.stats,
         temporary=args.rm or not spec.name,
         started_ns=args.started_ns or None,
+        plain=args.plain,
     )
 
 
@@ -252,12 +254,13 @@ def run_spec(
     temporary: bool = True,
     started_ns: int | None = None,
     reboot: bool = False,
+    plain: bool = False,
 ) -> int:
     """Run a VM in the foreground; returns the exit status. `reboot`: it may start again when its guest resets."""
     import msgspec
 
     from kvmkit.cli import session
-    from kvmkit.manager import create
+    from kvmkit.manager import create, imagesettings
 
     _tell_of_network(spec)
     if spec.console and tty:
@@ -282,6 +285,7 @@ def run_spec(
             home,
             machine,
             command=list(spec.command) or None,
+            settings=imagesettings.NONE if plain else imagesettings.of(spec.image),
             with_agent=spec.with_agent,
             tty=tty,
             stats=stats,

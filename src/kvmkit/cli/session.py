@@ -14,6 +14,7 @@ from kvmkit.cli.main import say
 from kvmkit.cli.named import SHELL
 from kvmkit.errors import GuestFault, KvmkitError
 from kvmkit.manager import outcome
+from kvmkit.manager.imagesettings import NONE, Settings
 from kvmkit.manager.record import Ended
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def run(
     stats: str | None = None,
     started_ns: int | None = None,
     serial: str = "",
+    settings: Settings = NONE,
 ) -> int:
     """Run the VM of `home` to its end; returns kvmkit's exit status. GuestFault: its end is not one anybody wanted."""
     from kvmkit.manager.vmm import Vmm
@@ -76,7 +78,10 @@ def run(
         with terminal.waking() as signals:
             vmm.server.watch(signals, lambda events: terminal.drain(signals))
             try:
-                status = _by_agent(vmm, command, tty, attended, undriven) if with_agent else _by_console(vmm, attended)
+                if with_agent:
+                    status = _by_agent(vmm, command, tty, attended, undriven, settings)
+                else:
+                    status = _by_console(vmm, attended)
             finally:
                 vmm.server.forget(signals)
         return status
@@ -138,10 +143,14 @@ class _Undriven:
                 _warn(line)
 
 
-def _by_agent(vmm: Vmm, command: list[str] | None, tty: bool, attended: bool, undriven: _Undriven) -> int:
+def _by_agent(
+    vmm: Vmm, command: list[str] | None, tty: bool, attended: bool, undriven: _Undriven, settings: Settings
+) -> int:
     """The command's streams are ours, and so is its status."""
     from kvmkit.guest.client import AgentGone, Escaped, Woken
 
+    if command is None and settings.command:
+        command, tty = list(settings.command), attended
     shell = command is None and attended
     argv = command or (SHELL if shell else DEMONSTRATION)
     client, machine = vmm.client, vmm.machine
@@ -153,7 +162,10 @@ def _by_agent(vmm: Vmm, command: list[str] | None, tty: bool, attended: bool, un
         if shell:
             say(f"exit or Ctrl-D ends the shell and its VM; {terminal.EscapeKey.NAME} leaves at any time")
         stdin = 0 if shell or command is not None else None
-        status = client.run(argv, tty=tty or shell, stdin=stdin, escape=terminal.EscapeKey())
+        status = client.run(
+            argv, tty=tty or shell, stdin=stdin, escape=terminal.EscapeKey(),
+            env=settings.env, cwd=settings.cwd or None, user=settings.user,
+        )  # fmt: skip
         machine.stats.mark("command_end")
         return status
     except Escaped:

@@ -113,7 +113,8 @@ All of its processes are told, as by a terminal's Ctrl-C: the first of them only
 
 def _run(command: list[str], progress: Progress) -> str:
     """Run it to its end. Returns "" or what went wrong, in one line."""
-    scratch = tempfile.mkdtemp(prefix="kvmkit-build-", dir=_roomy())
+    _sweep()
+    scratch = tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=_roomy())
     os.chmod(scratch, 0o755)  # in a namespace of its own, mmdebstrap is another user
     environment = {**os.environ, "TMPDIR": scratch, "LC_ALL": "C.UTF-8"}
     watched = ["setpriv", "--pdeathsig", "TERM", "/bin/sh", "-c", _WATCH, "sh", scratch]
@@ -147,6 +148,18 @@ def _run(command: list[str], progress: Progress) -> str:
     telling = [line for line in lines if re.match(r"(E|W|dpkg: error|apt-get): ?", line)]
     first = next((line for line in telling if line.startswith("E: ") and "failed with" not in line), "")
     return (first or (telling or lines or ["no reason given"])[-1]).removeprefix("E: ")
+
+
+_SCRATCH = "kvmkit-build-"
+
+
+def _sweep() -> None:
+    """Remove trees of ours whose builder is gone, and could not do it."""
+    for place in {"/dev/shm", tempfile.gettempdir()}:
+        for left in Path(place).glob(f"{_SCRATCH}*"):
+            pid = left.name.removeprefix(_SCRATCH).partition("-")[0]
+            if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and left.stat().st_uid == os.geteuid():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _roomy() -> str:

@@ -111,6 +111,11 @@ def directory_of(name: str) -> Path:
     return cache_dir() / "images" / name / f"{store.FORMAT}.{keys[name]}"
 
 
+def current() -> dict[str, Path]:
+    """Where this kvmkit has its images, built or not, and its agent."""
+    return {**{name: directory_of(name) for name in NAMES}, "agent": cache_dir() / "images" / "agent" / source_key()}
+
+
 def _ensure(
     directory: Path,
     needed: frozenset[str],

@@ -86,6 +86,29 @@ def remove(name: str) -> None:
         directory.with_name(directory.name + ".lock").unlink(missing_ok=True)
 
 
+def prune(current: dict[str, Path]) -> list[Path]:
+    """Remove builds of kvmkit's images that are not `current` (name -> directory), and what was half made.
+
+    Returns what was removed. VMs that were begun with one keep its files.
+    """
+    gone = []
+    for name, keep in current.items():
+        base = cache_dir() / "images" / name
+        for directory in sorted(path for path in base.glob("*") if path.is_dir()) if base.exists() else []:
+            if directory == keep or directory.name.startswith("."):
+                continue
+            with store.locked(directory):
+                store.remove_tree(directory)
+            directory.with_name(directory.name + ".lock").unlink(missing_ok=True)
+            gone.append(directory)
+    for stale in [*(cache_dir() / "images").glob("*/.*"), *root().glob(".*")]:
+        pid = stale.name.rpartition(".")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            store.remove_tree(stale)
+            gone.append(stale)
+    return gone
+
+
 def make(
     name: str, fill: Callable[[Path, Progress], Manifest], progress: Progress, *, replace: bool = False
 ) -> Manifest:

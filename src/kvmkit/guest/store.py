@@ -41,6 +41,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, ImageFile] = {}
     command: tuple[str, ...] = ()
     """What a container image would run."""
+    env: tuple[str, ...] = ()
+    cwd: str = ""
+    user: str = ""
+    """How it would run that, and what is run in its place: NAME=VALUE, a directory, who."""
     key: str = ""
     """What it was built of, by which it is known again."""
     source: str = ""
@@ -49,13 +53,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(directory: Path, needed: frozenset[str]) -> Manifest | None:
-    """The manifest, if what it notes is there: all files of their sizes (reading them would cost each start time)."""
+    """The manifest, if what it notes is there: all files of their sizes.
+
+    Their contents are read only where a file is younger than the manifest, which was written last: it would cost each
+    start time.
+    """
     manifest = read(directory)
     if manifest is None or not needed <= manifest.files.keys():
         return None
     try:
-        if any((directory / name).stat().st_size != noted.size for name, noted in manifest.files.items()):
+        written = (directory / MANIFEST).stat().st_mtime_ns
+        found = {name: (directory / name).stat() for name in manifest.files}
+        if any(found[name].st_size != noted.size for name, noted in manifest.files.items()):
             return None
+        changed = [name for name, stat in found.items() if stat.st_mtime_ns > written]
+        if any(sha256(directory / name) != manifest.files[name].sha256 for name in changed):
+            return None
+        if changed and os.access(directory / MANIFEST, os.W_OK):
+            os.utime(directory / MANIFEST)  # they are what they were
     except OSError:
         return None
     return manifest

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.manager import control
+from kvmkit.manager.wire import Refused
 
 if TYPE_CHECKING:
     from kvmkit.manager.home import Home
@@ -41,6 +42,14 @@ def execute(
     )
     try:
         answer = connection.receive()
+    except Refused:
+        from kvmkit.manager import foreign
+
+        if not foreign.without_agent(home):
+            raise
+        return foreign.execute(
+            home, argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, user=user, timeout=timeout
+        )
     finally:
         connection.close()
     if answer is None:

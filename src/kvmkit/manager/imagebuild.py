@@ -98,7 +98,11 @@ def _fill(checked: Checked, base: images.GuestImage, key: str, work: Path, progr
         packages = rootdisk.installed(tree)
     for file in (base.kernel, base.initrd):
         layer.copy_sparse(file, work / "image" / file.name)
-    return Manifest(release=base.release, append=base.append, packages=packages, source=spec.base, key=key)
+    noted = store.read(base.root.parent) or Manifest()
+    return Manifest(
+        release=base.release, append=base.append, packages=packages, source=spec.base, key=key,
+        command=noted.command, env=noted.env, cwd=noted.cwd, user=noted.user,
+    )  # fmt: skip
 
 
 def _download(packages: tuple[str, ...], tree: Tree, work: Path, progress: Progress) -> list[Path]:
@@ -136,7 +140,7 @@ def _run(checked: Checked, work: Path, progress: Progress) -> None:
     texts.append("reading what was changed")
     program = Path(kvmkit.__file__).with_name("__main__.py")
     watched = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    command = [*watched, sys.executable, "-P", str(program), "run", checked.spec.base, "--rm"]
+    command = [*watched, sys.executable, "-P", str(program), "run", checked.spec.base, "--rm", "--plain"]
     command += ["--memory", str(checked.spec.memory), "--root-size", str(checked.spec.root_size)]
     for name, readonly in ("out.tar", ""), ("in.tar", ",ro"):
         command += ["--disk", str(work / name).replace(",", ",,") + readonly]

@@ -43,7 +43,14 @@ def pull(reference: str, name: str, progress: Progress, *, replace: bool = False
         _take_kernel(base, work)
         command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
         return Manifest(
-            release=base.release, append=base.append, packages=packages, source=reference, command=tuple(command)
+            release=base.release,
+            append=base.append,
+            packages=packages,
+            source=reference,
+            command=tuple(str(word) for word in command),
+            env=tuple(str(text) for text in config.get("Env") or []),
+            cwd=str(config.get("WorkingDir") or ""),
+            user=str(config.get("User") or "").partition(":")[0],  # its group is as the guest's /etc/passwd has it
         )
 
     return library.make(name, fill, progress, replace=replace)

@@ -54,6 +54,8 @@ def port_path(home: Home, name: str) -> str:
     for port in given.console_ports:
         if port.name == name:
             return port.path or wire.address(home.directory, f"{name}.port")
+    if name == spec.GUEST_AGENT and spec.is_disk(given.image):
+        return wire.address(home.directory, f"{name}.port")
     raise BadInput(f"{home.name} has no port {name}: give it --console-port {name} at its start")
 
 

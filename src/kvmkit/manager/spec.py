@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FIRMWARE = ("bios", "uefi")
 """Firmware by a name of its own; anything else is a path."""
+GUEST_AGENT = "org.qemu.guest_agent.0"
+"""qemu-ga's port, which a VM of an image that is a whole disk has unasked."""
 BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
 
 
@@ -269,6 +271,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             parameters += networking.parameters(networks)
             parameters += [text for n, volume in enumerate(self.volumes) if (text := volume.parameter(n))]
             append = " ".join([*parameters, append]).strip()
+        ports = self.console_ports
+        if is_disk(self.image) and not any(port.name == GUEST_AGENT for port in ports):
+            ports = (*ports, ConsolePort(name=GUEST_AGENT))
         spec = MachineSpec(
             kernel=kernel,
             initrd=initrd,
@@ -296,7 +301,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             rng_limits=self.rng_limits,
             vsock=self.vsock_device,
             balloon=self.balloon,
-            console_ports=self.console_ports,
+            console_ports=ports,
             console="attach" if attached else "log",
             debug_exit=self.debug_exit,
             reboot=self.reboot,

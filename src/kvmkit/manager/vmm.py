@@ -279,8 +279,21 @@ class Vmm:
                 self.machine.press_power_button()
             except KvmkitError:
                 pass  # it is ending
+            self._ask_other_agent()
         until = time.monotonic() + max(seconds, 0.0)
         self._stop_at = until if self._stop_at is None else min(self._stop_at, until)
+
+    def _ask_other_agent(self) -> None:
+        """A guest that does not heed its power button may have qemu-ga."""
+        from kvmkit.guest.qga import PORT
+
+        ports = [port.path for port in self.machine.spec.console_ports if port.name == PORT]
+        if ports:
+            from threading import Thread
+
+            from kvmkit.manager import foreign
+
+            Thread(target=foreign.power_off, args=(ports[0],), daemon=True).start()
 
     def kill(self, why: str = "killed") -> None:
         """Pull the plug."""

@@ -1,0 +1,117 @@
+"""Container images' settings, images checked on use, and `image prune`."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from tests.vms.conftest import Kvmkit, caller
+
+from kvmkit.guest import images, library, store
+from kvmkit.guest.store import Manifest
+
+
+def layout(target: Path, config: dict) -> None:
+    """An OCI layout of one layer, whose only program is the one that tells what it was given."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for name in ("etc", "srv", "srv/app"):
+            member = tarfile.TarInfo(name)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(member)
+        for name, text, mode in (("etc/passwd", "web:x:1234:1234::/srv:/bin/sh\n", 0o644),):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(text), mode
+            tar.addfile(member, io.BytesIO(text.encode()))
+        busybox = next((Path(each) for each in ("/usr/bin/busybox", "/bin/busybox") if Path(each).exists()), None)
+        if busybox is None:
+            pytest.skip("busybox-static is not installed")
+        member = tarfile.TarInfo("bin/sh")
+        member.size, member.mode = busybox.stat().st_size, 0o755
+        tar.addfile(member, io.BytesIO(busybox.read_bytes()))
+
+    def blob(data: bytes) -> dict:
+        digest = hashlib.sha256(data).hexdigest()
+        path = target / "blobs" / "sha256" / digest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    manifest = {
+        "config": blob(json.dumps({"architecture": "amd64", "os": "linux", "config": config}).encode()),
+        "layers": [blob(gzip.compress(layer.getvalue(), 1))],
+    }
+    (target / "index.json").write_text(json.dumps({"manifests": [blob(json.dumps(manifest).encode())]}))
+    (target / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+@pytest.mark.guest
+def test_a_container_image_runs_as_it_says(kvmkit: Kvmkit, tmp_path: Path) -> None:
+    told = "echo $GREETING; while read key one rest; do [ $key != Uid: ] || echo $one; done </proc/self/status; pwd"
+    layout(
+        tmp_path / "oci",
+        {
+            "Env": ["GREETING=hello you"],
+            "Entrypoint": ["/bin/sh", "-c"],
+            "Cmd": [told],
+            "User": "web",
+            "WorkingDir": "/srv/app",
+        },
+    )
+    assert kvmkit("image", "pull", f"oci:{tmp_path}/oci", "--name", "contained").returncode == 0
+    try:
+        assert kvmkit("run", "contained", "--accel", "tcg").stdout == "hello you\n1234\n/srv/app\n"
+        assert kvmkit("run", "-d", "--name", "inside", "contained", "--accel", "tcg").returncode == 0
+        assert kvmkit("exec", "inside", "--", "sh", "-c", told).stdout == "hello you\n1234\n/srv/app\n"
+        done = kvmkit("exec", "-u", "0", "-w", "/", "-e", "GREETING=bye", "inside", "--", "sh", "-c", told)
+        assert done.stdout == "bye\n0\n/\n"
+    finally:
+        kvmkit("rm", "-f", "inside")
+        kvmkit("image", "rm", "contained")
+
+
+def made(name: str) -> Path:
+    from kvmkit.guest.progress import Silent
+
+    def fill(work: Path, progress: object) -> Manifest:
+        for file in ("vmlinuz", "initrd", library.ROOT_DISK):
+            (work / "image" / file).write_bytes(b"as it was made")
+        return Manifest()
+
+    library.make(name, fill, Silent())
+    return library.root() / name
+
+
+def test_what_was_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMKIT_HOME", str(tmp_path))
+    directory = made("one")
+    needed = library.needed(directory)
+    assert store.load(directory, needed) is not None
+    later = (directory / store.MANIFEST).stat().st_mtime_ns + 1_000_000
+    os.utime(directory / library.ROOT_DISK, ns=(later, later))
+    assert store.load(directory, needed) is not None  # touched, and what it was
+    (directory / library.ROOT_DISK).write_bytes(b"as it is not ")
+    assert store.load(directory, needed) is None
+    (directory / library.ROOT_DISK).write_bytes(b"as it is not!!")
+    later = (directory / store.MANIFEST).stat().st_mtime_ns + 1_000_000
+    os.utime(directory / library.ROOT_DISK, ns=(later, later))
+    assert store.load(directory, needed) is None  # of the same size
+
+
+def test_prune_removes_what_is_replaced_and_half_made(tmp_path: Path) -> None:
+    run = caller(tmp_path)
+    base = tmp_path / "cache" / "images" / "debian"
+    current = f"{images.directory_of('debian').name}"
+    for name in (current, "2.1", ".2.1.999999999"):
+        (base / name).mkdir(parents=True)
+        (base / name / "root.erofs").write_bytes(b"x")
+    done = run("image", "prune")
+    assert done.returncode == 0, done
+    assert sorted(done.stdout.split()) == sorted(str(base / name) for name in ("2.1", ".2.1.999999999"))
+    assert os.listdir(base) == [current]
