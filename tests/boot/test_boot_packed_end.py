@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kernel_images import CODECS, code, elf64
 
 from kvmkit.boot import load
-from kvmkit.boot.packed_end import TruncatedError, UnknownError, skip
+from kvmkit.boot.packed_end import DamagedError, TruncatedError, UnknownError, skip
 from kvmkit.errors import BadInput
 
 PLAIN = code(3 << 20)
@@ -58,11 +58,12 @@ def test_zstandard_frames_as_its_program_writes_them():
 
 
 def test_what_is_damaged_or_a_bomb_is_not_called_truncated(monkeypatch):
-    damaged = bytearray(gzip.compress(PLAIN))
-    damaged[len(damaged) // 2 :] = b"\xff" * (len(damaged) - len(damaged) // 2)
+    for whole in (gzip.compress(PLAIN), bz2.compress(PLAIN)[:-40]):
+        with pytest.raises(DamagedError):
+            skip(memoryview(whole[:5000] + bytes(1000) + whole[6000:]))
     monkeypatch.setattr("kvmkit.boot.packed_end.LARGEST", 1 << 20)
     bombs = [gzip.compress(bytes(4 << 20))[:-1], bz2.compress(bytes(9 << 20))[:-1], lzma.compress(bytes(9 << 20))[:-1]]
-    for data in (bytes(damaged), *bombs, b"", b"\x1f", b"plain"):
+    for data in (*bombs, b"", b"\x1f", b"plain"):
         with pytest.raises(UnknownError):
             skip(memoryview(data))
 
@@ -72,7 +73,7 @@ def test_what_is_damaged_or_a_bomb_is_not_called_truncated(monkeypatch):
 def test_noise_has_an_end_or_none(data, kind):
     try:
         assert len(kind) <= skip(memoryview(kind + data)) <= len(kind + data)
-    except (TruncatedError, UnknownError):
+    except (TruncatedError, DamagedError, UnknownError):
         pass
 
 
@@ -91,3 +92,10 @@ def test_a_truncated_one_is_refused(memory, file, packed, tmp_path):
             path.write_bytes(before + whole[: len(whole) // 2])
             with pytest.raises(BadInput, match="it is truncated: its compressed data has no end"):
                 load(memory, kernel, initrd=[path])
+
+
+def test_one_with_a_wrong_checksum_is_refused(memory, file, tmp_path):
+    whole = gzip.compress(PLAIN[:5000])
+    (path := tmp_path / "initrd").write_bytes(whole[:-8] + b"12345678")
+    with pytest.raises(BadInput, match=r"initrd: it is damaged: its compressed data can't be unpacked \(.*check"):
+        load(memory, file(elf64(code(9000))), initrd=[path])

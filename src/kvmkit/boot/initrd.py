@@ -46,8 +46,8 @@ def open_all(given: Sequence[Path | bytes], *, any_content: bool = False) -> lis
             raise BadInput(
                 f"can't use initrd {name}: neither a cpio archive, plain or compressed, nor a file system's image"
             )
-        if not any_content and isinstance(item, Path) and (lacks := _lacks(data)):
-            raise BadInput(f"can't use initrd {name}: it is truncated: {lacks}")
+        if not any_content and isinstance(item, Path) and (wrong := _wrong(data)):
+            raise BadInput(f"can't use initrd {name}: it is {wrong}")
         opened.append((name, data))
     return opened
 
@@ -58,8 +58,8 @@ def _known(data: memoryview) -> bool:
     return head.lstrip(b"\0").startswith(_ARCHIVES + _PACKED + _FILE_SYSTEMS) or head[_EXT2] == b"\x53\xef"
 
 
-def _lacks(data: memoryview) -> str:
-    """What is missing at its end; "" when nothing is known to be.
+def _wrong(data: memoryview) -> str:
+    """Whether it is truncated, or damaged, and how; "" when nothing is known of that.
 
     Linux takes what is there of a truncated one, and the guest then lacks files without a word. What ends with a plain
     archive's trailer is not walked through: it costs nothing.
@@ -76,14 +76,16 @@ def _lacks(data: memoryview) -> str:
         if bytes(data[at : at + 6]) in _ARCHIVES:
             at, lacks = _plain(data, at)
             if lacks or at < 0:
-                return lacks
+                return lacks and f"truncated: {lacks}"
             continue
         try:
             at += packed_end.skip(data[at:])
         except packed_end.TruncatedError:
-            return "its compressed data has no end"
+            return "truncated: its compressed data has no end"
+        except packed_end.DamagedError as error:
+            return f"damaged: its compressed data can't be unpacked ({error})"
         except packed_end.UnknownError:
-            return ""  # not truncated but damaged, which the guest's kernel tells
+            return ""
     return ""
 
 
@@ -96,7 +98,7 @@ def _plain(data: memoryview, at: int) -> tuple[int, str]:
         try:
             size, length = int(header[54:62], 16), int(header[94:102], 16)
         except ValueError:
-            return -1, ""  # as above
+            return -1, ""  # not truncated but damaged, which the guest's kernel tells
         name = bytes(data[at + 110 : at + 110 + min(length, 4096)])
         start = at + (110 + length + 3 & ~3)
         at = start + (size + 3 & ~3)

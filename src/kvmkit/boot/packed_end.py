@@ -21,14 +21,18 @@ class TruncatedError(Exception):
     """The data ends before its end mark."""
 
 
+class DamagedError(Exception):
+    """It can't be unpacked; the text says why."""
+
+
 class UnknownError(Exception):
-    """Its end is not known: it is damaged, unpacks to more than LARGEST, or is no format that Linux unpacks."""
+    """Its end is not known: impossible lengths, more than LARGEST unpacked, or no format that Linux unpacks."""
 
 
 def skip(data: memoryview) -> int:
     """The length of the compressed stream at the start of `data`, or more where all of `data` ends as it should.
 
-    Raises TruncatedError and UnknownError.
+    Raises TruncatedError, DamagedError and UnknownError.
     """
     for magic, skipper in _SKIPPERS:
         if data[: len(magic)] == magic:
@@ -48,7 +52,7 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _unpacked(data: memoryview, unpacker: _Unpacker, errors: tuple[type[Exception], ...]) -> int:
+def _unpacked(data: memoryview, unpacker: _Unpacker) -> int:
     at = total = 0
     given = b""
     while not unpacker.eof:
@@ -60,8 +64,8 @@ def _unpacked(data: memoryview, unpacker: _Unpacker, errors: tuple[type[Exceptio
             at += len(given)
         try:
             total += len(unpacker.decompress(given, _CHUNK))
-        except errors as error:
-            raise UnknownError from error
+        except (zlib.error, OSError, ValueError) as error:  # OSError and ValueError are bz2's
+            raise DamagedError(str(error)) from error
         given = getattr(unpacker, "unconsumed_tail", b"")
         if total > LARGEST:
             raise UnknownError
@@ -70,7 +74,7 @@ def _unpacked(data: memoryview, unpacker: _Unpacker, errors: tuple[type[Exceptio
 
 def _gzip(data: memoryview) -> int:
     """RFC 1952: its end is a checksum of what it unpacks to, so that nothing less than unpacking tells."""
-    return _unpacked(data, zlib.decompressobj(wbits=31), (zlib.error,))
+    return _unpacked(data, zlib.decompressobj(wbits=31))
 
 
 def _bzip2(data: memoryview) -> int:
@@ -80,7 +84,7 @@ def _bzip2(data: memoryview) -> int:
         return len(data)
     import bz2
 
-    return _unpacked(data, bz2.BZ2Decompressor(), (OSError, ValueError))
+    return _unpacked(data, bz2.BZ2Decompressor())
 
 
 def _xz(data: memoryview) -> int:
@@ -93,13 +97,22 @@ def _xz(data: memoryview) -> int:
         return len(data)
     import lzma
 
-    return _unpacked(data, lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=LARGEST), (lzma.LZMAError,))
+    return _lzma_unpacked(data, lzma.FORMAT_XZ)
 
 
 def _lzma(data: memoryview) -> int:
     import lzma
 
-    return _unpacked(data, lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=LARGEST), (lzma.LZMAError,))
+    return _lzma_unpacked(data, lzma.FORMAT_ALONE)
+
+
+def _lzma_unpacked(data: memoryview, form: int) -> int:
+    import lzma
+
+    try:
+        return _unpacked(data, lzma.LZMADecompressor(form, memlimit=LARGEST))
+    except lzma.LZMAError as error:  # one for all: too large a dictionary, too
+        raise UnknownError from error
 
 
 class _Reader:

@@ -52,7 +52,7 @@ Kernels (--kernel)
   an ELF multiboot   multiboot 1, 32-bit entry; each --initrd becomes a module
 
 An initrd may be several archives, plain or packed by gzip, bzip2, lzma, xz, lzo, lz4 or zstd; one that is
-truncated is refused before anything starts.
+truncated is refused before anything starts, and so is what gzip's checksum does not fit.
 
 With --kernel and no command, the first serial port is on your terminal (as with --console). With --kernel,
 --append is the whole kernel command line; without it that is `console=ttyS0 panic=-1`.
