@@ -331,10 +331,27 @@ class Vmm:
         if request.verb == "detach":
             changes.detach_scsi(self.machine, request.target)
             return {}
-        unknown = [what for what, _ in request.changes if what not in changes.SETTABLE]
+        unknown = [what for what, _ in request.changes if what not in (*changes.SETTABLE, "root-size")]
         if unknown:
             raise BadInput(f"this VM's process can't set {unknown[0][:40]!r}: it is of another version of kvmkit")
-        return {"now": [changes.SETTABLE[what](self.machine, text) for what, text in request.changes]}
+        return {"now": [self._set(what, text) for what, text in request.changes]}
+
+    def _set(self, what: str, text: str) -> str:
+        from kvmkit.machine import changes
+        from kvmkit.manager import rootdisk
+
+        if what == "root-size":
+            number = rootdisk.number(self.machine.spec)
+            rootdisk.size_of(text)
+            now = changes.set_disk(self.machine, f"{number},size={text}", f"--root-size {text}")
+        else:
+            now = changes.SETTABLE[what](self.machine, text)
+        if what in ("disk", "root-size") and rootdisk.has_one(self.machine.spec):
+            number = rootdisk.number(self.machine.spec)
+            size = self.machine.change(lambda board: board.virtio.disks[number].size)
+            rootdisk.note_size(self.home, size)
+            self.client.grow_root(size)
+        return now
 
     def numbers(self) -> dict[str, Any]:
         """What `kvmkit stats` and `kvmkit inspect` show of it."""
