@@ -158,7 +158,9 @@ class Job:
         self._vmm = vmm
         self._argv = argv
         self._settings = settings
-        self._input, self._never = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if waits else (None, None)
+        self._input: int | None = None
+        if waits:
+            self._input, self._never = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._command: Command | None = None
         self._until = time.monotonic() + AGENT_SECONDS
@@ -186,10 +188,7 @@ class Job:
             if client.broken is not None:
                 self._over("no agent", 1, str(client.broken))
             elif client.greeted:
-                self._command = client.start(
-                    self._argv, env=self._settings.env, cwd=self._settings.cwd, user=self._settings.user,
-                    stdin=self._input, stdout=self._writing, stderr=self._writing,
-                )  # fmt: skip
+                self._start()
                 return now
             elif now >= self._until:
                 self._over("no agent", 1, "the guest's agent does not answer")
@@ -200,6 +199,18 @@ class Job:
             assert self._command.status is not None
             self._over("command ended", self._command.status, "")
         return None
+
+    def _start(self) -> None:
+        from kvmkit.errors import BadInput
+
+        settings = self._settings
+        try:
+            self._command = self._vmm.client.start(
+                self._argv, env=settings.env, cwd=settings.cwd, user=settings.user,
+                stdin=self._input, stdout=self._writing, stderr=self._writing,
+            )  # fmt: skip
+        except (BadInput, UnicodeError) as error:  # an image's settings are whoever's who made it
+            self._over("command lost", 1, str(error))
 
     def _over(self, reason: str, status: int, detail: str) -> None:
         from kvmkit.manager.record import Ended

@@ -24,6 +24,7 @@ from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
 from kvmkit.manager.record import Ended
+from kvmkit.manager.room import Room
 from kvmkit.manager.server import Peer, Server, Task
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Vmm:
             self.noted.memory, self.noted.cpus = spec.memory, spec.cpus
             self.noted.addresses = networking.addresses(spec.networks)
             home.store(self.noted)
+            if not self.noted.temporary:
+                record.set_aside(home.directory)
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
@@ -86,6 +89,7 @@ class Vmm:
             self.machine = Machine(
                 spec, console_in=self._keys, console_copy=self.tap, warn=self._tell, started_ns=started_ns
             )
+            self._room = Room(spec, self._tell)
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
             networking.announce(spec.networks, home.current_name())
         except BaseException as error:
@@ -222,7 +226,7 @@ class Vmm:
                 self._orphans.remove(orphan)
             else:
                 moments.append(moment)
-        for look in (self._look_for_drivers, self._look_at_balloon):
+        for look in (self._look_for_drivers, self._look_at_balloon, self._room.look):
             if (again := look(now)) is not None:
                 moments.append(again)
         return min(moments, default=None)
