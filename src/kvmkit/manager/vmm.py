@@ -67,7 +67,7 @@ class Vmm:
         self._stop_at: float | None = None
         self._warn = warn
         self._orphans: list[tuple[Command, float]] = []
-        self._boots = 1
+        self._boots, self._resets = 1, 0
         self._drivers_at: float | None = None
         self._drivers_told = False
         self._balloon_at = 0.0
@@ -199,10 +199,14 @@ class Vmm:
             self._own_keys = False
 
     def _restarted(self) -> bool:
-        """Whether the guest has begun anew since this was asked last; its agent is a new one then."""
+        """Whether the guest has begun anew since this was asked last, or is about to; its agent is a new one then."""
+        if self.machine.resets != self._resets and self.machine.boots == self._boots:
+            self._resets = self.machine.resets
+            self.client.restart()  # what is asked for from here on waits for the next boot
+            return True
         if self.machine.boots == self._boots or self.machine.boots == 0:
             return False
-        self._boots = self.machine.boots
+        self._boots, self._resets = self.machine.boots, self.machine.resets
         self.client.restart()
         events.note(self.home.current_name(), "rebooted")
         return True
