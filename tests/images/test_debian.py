@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -45,6 +46,31 @@ def test_disks_keep_their_names_and_the_root_disk_its_size(kvmkit: Kvmkit, tmp_p
     words = done.stdout.split()
     assert words[0] == "firstnew"
     assert 60_000 < int(words[1]) < 102_400
+
+
+def test_a_root_disk_grows(kvmkit: Kvmkit) -> None:
+    """While its VM runs, while it does not, and before it ever did; its file system with it."""
+
+    def size() -> int:
+        return int(kvmkit("exec", "grown", "sh", "-c", "df -m / | tail -n 1 | awk '{ print $2 }'").stdout)
+
+    assert kvmkit("create", "--name", "grown", "--memory", "192M", *DEBIAN).returncode == 0
+    assert kvmkit("set", "grown", "--root-size", "100M").stdout == f"root disk: {100 << 20} bytes\n"
+    assert kvmkit("start", "--wait", "grown").returncode == 0
+    assert 60 < size() <= 100
+    assert kvmkit("set", "grown", "--root-size", "200M").returncode == 0
+    until = time.monotonic() + 30
+    while size() <= 150:
+        assert time.monotonic() < until
+    assert "smaller than it is" in kvmkit("set", "grown", "--root-size", "64M").stderr
+    assert kvmkit("kill", "grown").returncode == 0
+    assert "smaller than it is" in kvmkit("set", "grown", "--root-size", "64M").stderr
+    assert kvmkit("set", "grown", "--root-size", "300M").returncode == 0
+    assert kvmkit("start", "--wait", "grown").returncode == 0
+    assert size() > 250
+    (told,) = json.loads(kvmkit("inspect", "grown").stdout)
+    assert told["spec"]["root_size"] == f"{300 << 10}K"
+    assert kvmkit("rm", "-f", "grown").returncode == 0
 
 
 def test_vms_share_the_base_and_keep_their_own_changes(debian: Path, tmp_path: Path) -> None:

@@ -241,10 +241,20 @@ def test_an_overlay_is_committed(empty: Kvmkit, tmp_path: Path) -> None:
 
 @GUEST
 def test_a_disk_in_use_names_its_vm_and_a_full_host_is_said(tmp_path: Path, home: Path, kvmkit: Kvmkit) -> None:
-    disk = tmp_path / "data.raw"
+    disk, other = tmp_path / "data.raw", tmp_path / "data.qcow2"
     disk.write_bytes(bytes(1 << 20))
     vm = ("run", "-d", "tiny", "--memory", "128M", "--accel", "tcg")
-    assert kvmkit(*vm, "--name", "holder", "--disk", str(disk)).returncode == 0
+    more = ("--disk", str(other)) if shutil.which("qemu-storage-daemon") and shutil.which("qemu-img") else ()
+    if more:
+        assert kvmkit("disk", "create", str(other), "1M").returncode == 0
+    assert kvmkit(*vm, "--name", "holder", "--disk", str(disk), *more).returncode == 0
+    if more:
+        done = kvmkit(*vm, *more)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
+        assert "in use by the VM holder" in done.stderr
+        for words in (("resize", str(other), "2M"), ("check", str(other))):
+            one_line(kvmkit("disk", *words), "in use by the VM holder")
+        assert "in use by the VM holder" in kvmkit("disk", "info", str(other)).stdout
     one_line(kvmkit(*vm, "--disk", str(disk)), "in use by the VM holder")
     one_line(kvmkit("disk", "resize", str(disk), "2M"), "in use by the VM holder")
     assert "in use by the VM holder" in kvmkit("disk", "info", str(disk)).stdout
@@ -254,25 +264,29 @@ def test_a_disk_in_use_names_its_vm_and_a_full_host_is_said(tmp_path: Path, home
 
 @GUEST
 @pytest.mark.root
-def test_a_full_host_is_an_error_that_the_guest_sees(tmp_path: Path, kvmkit: Kvmkit) -> None:
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_a_full_host_is_an_error_that_the_guest_sees(tmp_path: Path, kvmkit: Kvmkit, form: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a small file system")
+    if form == "qcow2" and not (shutil.which("qemu-storage-daemon") and shutil.which("qemu-img")):
+        pytest.skip("qemu-storage-daemon or qemu-img is not installed")
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "none", str(small)], check=False).returncode:
         pytest.skip("can't mount here")
     try:
-        disk = small / "disk.raw"
-        with disk.open("wb") as file:
-            file.truncate(64 << 20)
+        disk = small / f"disk.{form}"
+        assert kvmkit("disk", "create", str(disk), "64M").returncode == 0
         script = "dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync && echo wrote;"
-        script += "dd if=/dev/vda of=/dev/null bs=512 count=1 && echo read"
+        script += "dd if=/dev/vda of=/dev/null bs=512 count=1 && echo read;"
+        script += "sleep 3"  # qcow2: its file system is looked at every two seconds
         done = kvmkit(
             "run", "tiny", "--accel", "tcg", "--memory", "128M", "--disk", str(disk), "--", "sh", "-c", script
         )
         assert done.stdout == "read\n", done
         assert done.returncode == 0
-        assert "No space left on device; the guest sees an I/O error" in done.stderr
-        assert "No space left on device" in kvmkit("events").stdout
+        why = {"raw": "No space left on device", "qcow2": "no space is left on the host's file system"}[form]
+        assert why in done.stderr
+        assert f"disk {disk}" in kvmkit("events").stdout
     finally:
         subprocess.run(["umount", str(small)], check=True)

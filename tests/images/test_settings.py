@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_container_image_runs_as_it_says(kvmkit: Kvmkit, tmp_path: Path) -> No
         {
             "Env": ["GREETING=hello you"],
             "Entrypoint": ["/bin/sh", "-c"],
-            "Cmd": [told],
+            "Cmd": [f"{told}; read waiting"],
             "User": "web",
             "WorkingDir": "/srv/app",
         },
@@ -68,11 +69,20 @@ def test_a_container_image_runs_as_it_says(kvmkit: Kvmkit, tmp_path: Path) -> No
     try:
         assert kvmkit("run", "contained", "--accel", "tcg").stdout == "hello you\n1234\n/srv/app\n"
         assert kvmkit("run", "-d", "--name", "inside", "contained", "--accel", "tcg").returncode == 0
+        assert kvmkit("wait", "--ready", "inside").returncode == 0
+        until = time.monotonic() + 60
+        while "hello you\n1234\n/srv/app\n" not in (said := kvmkit("logs", "inside").stdout):
+            assert time.monotonic() < until, said
         assert kvmkit("exec", "inside", "--", "sh", "-c", told).stdout == "hello you\n1234\n/srv/app\n"
         done = kvmkit("exec", "-u", "0", "-w", "/", "-e", "GREETING=bye", "inside", "--", "sh", "-c", told)
         assert done.stdout == "bye\n0\n/\n"
+        assert kvmkit(
+            "run", "-d", "--name", "told", "contained", "--accel", "tcg", "--", "/bin/sh", "-c", f"{told}; exit 7"
+        )
+        assert kvmkit("wait", "told").returncode == 7
+        assert "hello you\n1234\n/srv/app\n" in kvmkit("logs", "told").stdout
     finally:
-        kvmkit("rm", "-f", "inside")
+        kvmkit("rm", "-f", "inside", "told")
         kvmkit("image", "rm", "contained")
 
 

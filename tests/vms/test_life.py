@@ -89,6 +89,21 @@ def test_pause_and_resume(kvmkit, web: str) -> None:
     assert kvmkit("exec", web, "true").returncode == 0
 
 
+TRACE = """
+mount -t tracefs none /sys/kernel/tracing && cd /sys/kernel/tracing/events/syscalls/sys_enter_ioctl || exit 9
+echo 'cmd == 0x5207 || cmd == 0x40085203' >filter && echo 1 >enable
+"""
+"""RNDRESEEDCRNG and RNDADDENTROPY of <linux/random.h>, as the guest's kernel sees them."""
+
+
+def test_random_numbers_begin_anew_after_a_pause(kvmkit, web: str) -> None:
+    assert kvmkit("exec", web, "sh", "-c", TRACE).returncode == 0
+    for verb in ("pause", "resume"):
+        assert kvmkit(verb, web).returncode == 0
+    seen = kvmkit("exec", web, "cat", "/sys/kernel/tracing/trace").stdout
+    assert seen.index("cmd: 40085203") < seen.index("cmd: 5207")
+
+
 def test_inspect_logs_stats_events(kvmkit, web: str) -> None:
     (told,) = json.loads(kvmkit("inspect", web).stdout)
     assert (told["spec"]["memory"], told["live"]["agent"], told["engine"]) == ("128M", True, "tcg")

@@ -21,6 +21,33 @@ def holder(fd: int) -> str:
     return "another VM or program"
 
 
+def opener(path: str) -> str:
+    """The same for a file that a program locks without a trace in /proc/locks, as QEMU's do: who has it open."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "another VM or program"
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        try:
+            if pid != os.getpid() and any(os.path.samestat(found, os.stat(entry.path)) for entry in _entries(pid)):
+                return _served_by(pid)
+        except OSError:
+            continue  # it has ended, or is another user's
+    return "another VM or program"
+
+
+def _entries(pid: int) -> list[os.DirEntry[str]]:
+    return [entry for entry in os.scandir(f"/proc/{pid}/fd") if os.path.exists(entry.path)]
+
+
+def _served_by(pid: int) -> str:
+    """By name; a storage daemon's is its VM's, whose process started it."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        parent = int(file.read().rpartition(")")[2].split()[1])
+    above = _named(parent)
+    return above if above.startswith("the VM ") else _named(pid)
+
+
 def _named(pid: int) -> str:
     """By the directory that a VM's process has open, whatever it is called now."""
     try:

@@ -326,6 +326,11 @@ class AgentClient:
         if self.broken is None and self.greeted:
             self._serial.out += encode(Type.ENTROPY, 0, (os.urandom(64) if data is None else data)[:512])
 
+    def grow_root(self, size: int) -> None:
+        """The disk of the guest's layer has `size` bytes now: have its file system fill it."""
+        if self.broken is None and self.greeted:
+            self._serial.out += encode(Type.GROW, 0, size.to_bytes(8, "little"))
+
     def poweroff(self, *, reboot: bool = False) -> None:
         """Ask the guest to sync and power off (or restart). Returns when it is asked: the machine tells the rest."""
         self._serial.out += encode(Type.POWEROFF, 0, bytes([reboot]))

@@ -60,6 +60,7 @@ class Type(IntEnum):
     WRITE = 0x8F
     TIME = 0x90
     ENTROPY = 0x91
+    GROW = 0x92
 
 
 class Stage(IntEnum):

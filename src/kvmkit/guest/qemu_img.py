@@ -31,11 +31,13 @@ def call(*words: str, good: tuple[int, ...] = (0,)) -> str:
     return done.stdout
 
 
-def info(path: Path, form: str = "") -> dict[str, Any]:
-    """What it says of an image. BadInput: no such file, or one that leads to other files."""
+def info(path: Path, form: str = "", *, shared: bool = False) -> dict[str, Any]:
+    """What it says of an image; `shared`: also of one that is being written. BadInput: no such file."""
     if not path.is_file():
         raise BadInput(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    found = msgspec.json.decode(call("info", "--output=json", *(["-f", form] if form else []), str(path)))
+    found = msgspec.json.decode(
+        call("info", "--output=json", *(["-U"] if shared else []), *(["-f", form] if form else []), str(path))
+    )
     if not isinstance(found, dict):
         raise KvmkitError("qemu-img info: not what was expected")
     return found

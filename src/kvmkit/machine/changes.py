@@ -32,9 +32,9 @@ def _number(where: str, text: str, count: int, what: str) -> int:
     return int(text)
 
 
-def set_disk(machine: Machine, text: str) -> str:
+def set_disk(machine: Machine, text: str, where: str = "") -> str:
     """`N[,bps=..][,iops=..][,bps_burst=..][,iops_burst=..][,size=2G|,size=now]`; what it is now, in words."""
-    where = f"--disk {text}"
+    where = where or f"--disk {text}"
     first, *options = text.split(",")
     number = _number(where, first, len(machine.spec.disks), "disks")
     given: dict[str, Any] = {}

@@ -37,8 +37,9 @@ class Machine:
 
     The console's input comes from `console_in` (-1: there is none), and its output goes to `console_out` when the spec
     says "attach"; both stay the caller's. `console_copy` gets its output too, on a thread of the machine's, and must
-    not block. `boots` counts the guest's starts. `agent_fd` is the client's end of the stream to the guest's second
-    serial port, open until `close`. `ended_fd` becomes readable when the machine has ended.
+    not block. `boots` counts the guest's starts, `resets` how often it was to begin anew. `agent_fd` is the client's end
+    of the stream to the guest's second serial port, open until `close`. `ended_fd` becomes readable when the machine
+    has ended.
 
     Making one checks the spec, takes the engine and loads the kernel, and raises BadInput or HostError in one line.
     """
@@ -78,6 +79,7 @@ class Machine:
         self._supervisor = threading.Thread(target=self._supervise, name="machine", daemon=True)
         self._closed = False
         self.boots = 0
+        self.resets = 0
         attached = spec.console == "attach"
         self._forward = FileSink(console_out) if attached else None
         self._console_in = console_in
@@ -291,6 +293,8 @@ class Machine:
                     decided = self._changed.wait_for(lambda: self._end is not None or self._reset, left)
                 if not decided:
                     self._finish(End(EndReason.TIMEOUT, detail=f"it ran longer than {self.spec.timeout:g} s"))
+                if self._end is None:
+                    self.resets += 1  # before its devices go, by which others notice
                 with self._control:
                     self._down()
                     if self._end is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -75,7 +76,7 @@ def resize(path: Path, size: int, *, shrink: bool = False) -> None:
         finally:
             disk.close()
     else:
-        qemu_img.call("resize", "-q", "-f", found.format, *(["--shrink"] if shrink else []), str(path), str(size))
+        _call("resize", "-q", "-f", found.format, *(["--shrink"] if shrink else []), str(path), str(size))
 
 
 def commit(path: Path) -> str:
@@ -86,13 +87,15 @@ def commit(path: Path) -> str:
     for each in (found, info(Path(found.backing))):
         if each.in_use:
             raise BadInput(f"{each.path}: in use by {each.in_use}; end that first")
-    qemu_img.call("commit", "-q", "-f", found.format, str(path))
+    _call("commit", "-q", "-f", found.format, str(path))
     return found.backing
 
 
 def check(path: Path) -> list[str]:
     """What is wrong with it, a line each."""
     found = info(path)
+    if found.in_use and found.format != "raw":
+        raise BadInput(f"{path}: in use by {found.in_use}; end that first")
     if found.format == "raw":
         return [] if found.size and found.size % SMALLEST == 0 else [f"{path}: {found.size} bytes are no raw disk"]
     try:
@@ -106,14 +109,40 @@ def info(path: Path) -> Info:
     """BadInput: there is no such disk."""
     form = _format(path)
     found = path.stat()
-    size, backing = found.st_size, ""
+    size, backing, user = found.st_size, "", ""
     if form != "raw":
-        told = qemu_img.info(path, form)
+        try:
+            told = qemu_img.info(path, form)
+        except KvmkitError as error:
+            if (user := _locked_by(error)) == "":
+                raise
+            told = qemu_img.info(path, form, shared=True)
         size, backing = int(told["virtual-size"]), str(told.get("full-backing-filename") or "")
     elif not path.is_file():
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-    return Info(str(path), form, size, found.st_blocks * 512, backing, _in_use(path))
+    return Info(str(path), form, size, found.st_blocks * 512, backing, user or _in_use(path))
+
+
+_LOCKED = re.compile(r"another process using the image \[(.*)\]\?")
+
+
+def _locked_by(error: KvmkitError) -> str:
+    """Who has the image that qemu-img can't lock; empty: it failed for another reason."""
+    from kvmkit.block.holder import opener
+
+    locked = _LOCKED.search(str(error))
+    return opener(locked[1]) if locked is not None else ""
+
+
+def _call(*words: str) -> None:
+    """qemu-img, for what needs an image that nobody uses. BadInput: somebody does."""
+    try:
+        qemu_img.call(*words)
+    except KvmkitError as error:
+        if (locked := _LOCKED.search(str(error))) is None:
+            raise
+        raise BadInput(f"{locked[1]}: in use by {_locked_by(error)}; end that first") from None
 
 
 def _format(path: Path) -> str:

@@ -5,6 +5,7 @@ By the directory's descriptor, so that a VM that is renamed goes on with its own
 
 from __future__ import annotations
 
+import errno
 import os
 
 LARGEST = 16 << 20
@@ -48,6 +49,51 @@ def replace(directory: int, name: str, data: bytes, *, sync: bool = False) -> No
         except OSError:
             pass
         raise
+
+
+SPARE_BYTES = 4096
+
+
+def set_aside(directory: int, name: str) -> None:
+    """Keep room on the disk for one more version of `name`. A disk without it is told of by nobody: it is full."""
+    try:
+        fd = os.open(_spare(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            os.posix_fallocate(fd, 0, SPARE_BYTES)
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+
+
+def _spare(name: str) -> str:
+    return f".{name}.spare"
+
+
+def replace_or_use_spare(directory: int, name: str, data: bytes) -> None:
+    """`replace`; on a full disk, by the room that was set aside. What is replaced is the next one's room."""
+    try:
+        replace(directory, name, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(data) > SPARE_BYTES:
+            raise
+        _replace_by_spare(directory, name, data)
+
+
+def _replace_by_spare(directory: int, name: str, data: bytes) -> None:
+    spare, old = _spare(name), f".{name}.old"
+    fd = os.open(spare, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.pwrite(fd, data.ljust(SPARE_BYTES), 0)  # JSON may end in spaces; and its room stays whole
+    finally:
+        os.close(fd)
+    try:
+        os.link(name, old, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        old = ""
+    os.rename(spare, name, src_dir_fd=directory, dst_dir_fd=directory)
+    if old:
+        os.rename(old, spare, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def remove_tree(path: str | os.PathLike[str]) -> None:

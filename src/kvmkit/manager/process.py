@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvmkit.guest.client import AgentClient
     from kvmkit.guest.command import Command
+    from kvmkit.manager.home import Home
+    from kvmkit.manager.imagesettings import Settings
     from kvmkit.manager.outlet import Outlet
     from kvmkit.manager.pidfile import PidFile
     from kvmkit.manager.record import Ended
+    from kvmkit.manager.spec import VmSpec
     from kvmkit.manager.vmm import Vmm
 
 TERMINATED_SECONDS = 10.0
@@ -101,7 +104,7 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
         raise
     signals = _signals()
     vmm.server.watch(signals, lambda events: _terminated(vmm, signals))
-    job = Job(vmm, list(wanted.command)) if wanted.command else None
+    job = _job(vmm, wanted, own) if wanted.with_agent else None
     vmm.start()
 
     def run() -> Ended:
@@ -109,6 +112,16 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
         return job.judge(ended) if job is not None else ended
 
     return vmm, run, held
+
+
+def _job(vmm: Vmm, wanted: VmSpec, own: Home) -> Job | None:
+    """The command that is given, or what the image runs unasked; with the image's environment, user and directory."""
+    from kvmkit.manager import imagesettings
+
+    settings = imagesettings.of(wanted.image, own.path)
+    if not wanted.command and not settings.command:
+        return None
+    return Job(vmm, list(wanted.command or settings.command), settings, waits=not wanted.command)
 
 
 def _warn(text: str) -> None:
@@ -133,13 +146,21 @@ def _terminated(vmm: Vmm, signals: int) -> None:
 
 
 class Job:
-    """The spec's command: its output goes to the console's log, and the VM ends with it."""
+    """The VM's command: its output goes to the console's log, and the VM ends with it.
 
-    def __init__(self, vmm: Vmm, argv: list[str]) -> None:
+    `waits`: its input stays open, and nothing comes by it. So an image whose command is a shell or an interpreter goes
+    on, instead of ending at once.
+    """
+
+    def __init__(self, vmm: Vmm, argv: list[str], settings: Settings, *, waits: bool) -> None:
         from kvmkit.manager.tasks import AGENT_SECONDS
 
         self._vmm = vmm
         self._argv = argv
+        self._settings = settings
+        self._input: int | None = None
+        if waits:
+            self._input, self._never = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._command: Command | None = None
         self._until = time.monotonic() + AGENT_SECONDS
@@ -167,7 +188,7 @@ class Job:
             if client.broken is not None:
                 self._over("no agent", 1, str(client.broken))
             elif client.greeted:
-                self._command = client.start(self._argv, stdout=self._writing, stderr=self._writing)
+                self._start()
                 return now
             elif now >= self._until:
                 self._over("no agent", 1, "the guest's agent does not answer")
@@ -178,6 +199,18 @@ class Job:
             assert self._command.status is not None
             self._over("command ended", self._command.status, "")
         return None
+
+    def _start(self) -> None:
+        from kvmkit.errors import BadInput
+
+        settings = self._settings
+        try:
+            self._command = self._vmm.client.start(
+                self._argv, env=settings.env, cwd=settings.cwd, user=settings.user,
+                stdin=self._input, stdout=self._writing, stderr=self._writing,
+            )  # fmt: skip
+        except (BadInput, UnicodeError) as error:  # an image's settings are whoever's who made it
+            self._over("command lost", 1, str(error))
 
     def _over(self, reason: str, status: int, detail: str) -> None:
         from kvmkit.manager.record import Ended

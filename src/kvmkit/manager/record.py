@@ -7,7 +7,8 @@ import time
 
 import msgspec
 
-from kvmkit.manager.files import read, replace
+from kvmkit.manager import files
+from kvmkit.manager.files import read, replace_or_use_spare
 
 FILE = "state.json"
 DIED = "died"
@@ -61,7 +62,12 @@ def load(directory: int) -> Record:
 
 
 def store(directory: int, record: Record) -> None:
-    replace(directory, FILE, msgspec.json.encode(record))
+    replace_or_use_spare(directory, FILE, msgspec.json.encode(record))
+
+
+def set_aside(directory: int) -> None:
+    """Have its end be noted also when the disk is full by then."""
+    files.set_aside(directory, FILE)
 
 
 def begin(record: Record) -> None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvmkit.errors import HostError
+from kvmkit.errors import BadInput, HostError
 from kvmkit.machine.spec import Disk
+from kvmkit.manager.home import Busy, Home
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -108,6 +109,75 @@ def with_layer(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
         layer.make(path, size or layer.DEFAULT)
     disk = Disk(path=str(path), serial=LAYER_SERIAL)
     return msgspec.structs.replace(machine, disks=(*machine.disks, disk))
+
+
+def has_one(machine: MachineSpec) -> bool:
+    return any(disk.serial == LAYER_SERIAL or _is_own(disk.path) for disk in machine.disks)
+
+
+def number(machine: MachineSpec) -> int:
+    """Which of the machine's disks is the VM's own root disk. BadInput: it has none."""
+    for index, disk in enumerate(machine.disks):
+        if disk.serial == LAYER_SERIAL or _is_own(disk.path):
+            return index
+    raise BadInput("it has no root disk of its own: it keeps its changes in memory, or runs a kernel alone")
+
+
+def _is_own(path: str) -> bool:
+    """Whether it is a VM's copy of an image that is a whole disk."""
+    from kvmkit.guest import library
+    from kvmkit.manager import home
+
+    return os.path.basename(path) == library.DISK and Path(path).parent.parent == home.root()
+
+
+def size_of(text: str) -> int:
+    """BadInput: no root disk can have that size."""
+    from kvmkit.guest import layer
+    from kvmkit.machine.spec import parse_size
+
+    size = parse_size(text, "--root-size", least=1)
+    layer.check_size(size)
+    return size
+
+
+def grow(home: Home, text: str) -> str:
+    """Enlarge the root disk of a VM that does not run; what it is now, in words. BadInput: it can't be. Busy: it runs.
+
+    One that was never started gets it at its start.
+    """
+    from kvmkit.guest import library
+
+    where = f"--root-size {text}"
+    size = size_of(text)
+    with home.changing():
+        if home.running():
+            raise Busy(f"{home.name} was started meanwhile; try again")
+        path = next((found for name in (LAYER, library.DISK) if (found := home.path / name).exists()), None)
+        if path is not None:
+            if size < path.stat().st_size:
+                raise BadInput(f"{where}: smaller than it is: what is behind that would be lost; it can only grow")
+            try:
+                os.truncate(path, size)
+            except OSError as error:
+                raise HostError(f"{where}: {path}: {error.strerror}") from None
+        note_size(home, size)
+    return f"root disk: {size} bytes"
+
+
+def note_size(home: Home, size: int) -> None:
+    """Keep it in the VM's spec."""
+    from kvmkit.manager import files, spec
+    from kvmkit.manager.home import SPEC
+
+    wanted = spec.decode(files.read(home.directory, SPEC), SPEC)
+    text = f"{size >> 10}K"
+    if wanted.root_size == text or home.load().temporary:
+        return
+    try:
+        files.replace(home.directory, SPEC, spec.encode(msgspec.structs.replace(wanted, root_size=text)), sync=True)
+    except OSError as error:
+        raise HostError(f"can't note the root disk's size: {error.strerror}") from None
 
 
 def _pin(machine: MachineSpec, directory: Path) -> MachineSpec:

@@ -24,6 +24,7 @@ from kvmkit.manager.console import ConsoleTap, RotatingLog
 from kvmkit.manager.home import CONSOLE, SOCKET, Home
 from kvmkit.manager.messages import Request
 from kvmkit.manager.record import Ended
+from kvmkit.manager.room import Room
 from kvmkit.manager.server import Peer, Server, Task
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Vmm:
         self._stop_at: float | None = None
         self._warn = warn
         self._orphans: list[tuple[Command, float]] = []
-        self._boots = 1
+        self._boots, self._resets = 1, 0
         self._drivers_at: float | None = None
         self._drivers_told = False
         self._balloon_at = 0.0
@@ -79,6 +80,8 @@ class Vmm:
             self.noted.memory, self.noted.cpus = spec.memory, spec.cpus
             self.noted.addresses = networking.addresses(spec.networks)
             home.store(self.noted)
+            if not self.noted.temporary:
+                record.set_aside(home.directory)
             if self._own_keys:
                 os.set_blocking(self._keyboard, False)
             self.tap = ConsoleTap(RotatingLog(home.directory, CONSOLE, full=self._disk_full))
@@ -86,6 +89,7 @@ class Vmm:
             self.machine = Machine(
                 spec, console_in=self._keys, console_copy=self.tap, warn=self._tell, started_ns=started_ns
             )
+            self._room = Room(spec, self._tell)
             self.server = Server(wire.listen(home.directory, SOCKET), self._act)
             networking.announce(spec.networks, home.current_name())
         except BaseException as error:
@@ -195,10 +199,14 @@ class Vmm:
             self._own_keys = False
 
     def _restarted(self) -> bool:
-        """Whether the guest has begun anew since this was asked last; its agent is a new one then."""
+        """Whether the guest has begun anew since this was asked last, or is about to; its agent is a new one then."""
+        if self.machine.resets != self._resets and self.machine.boots == self._boots:
+            self._resets = self.machine.resets
+            self.client.restart()  # what is asked for from here on waits for the next boot
+            return True
         if self.machine.boots == self._boots or self.machine.boots == 0:
             return False
-        self._boots = self.machine.boots
+        self._boots, self._resets = self.machine.boots, self.machine.resets
         self.client.restart()
         events.note(self.home.current_name(), "rebooted")
         return True
@@ -222,7 +230,7 @@ class Vmm:
                 self._orphans.remove(orphan)
             else:
                 moments.append(moment)
-        for look in (self._look_for_drivers, self._look_at_balloon):
+        for look in (self._look_for_drivers, self._look_at_balloon, self._room.look):
             if (again := look(now)) is not None:
                 moments.append(again)
         return min(moments, default=None)
@@ -331,10 +339,27 @@ class Vmm:
         if request.verb == "detach":
             changes.detach_scsi(self.machine, request.target)
             return {}
-        unknown = [what for what, _ in request.changes if what not in changes.SETTABLE]
+        unknown = [what for what, _ in request.changes if what not in (*changes.SETTABLE, "root-size")]
         if unknown:
             raise BadInput(f"this VM's process can't set {unknown[0][:40]!r}: it is of another version of kvmkit")
-        return {"now": [changes.SETTABLE[what](self.machine, text) for what, text in request.changes]}
+        return {"now": [self._set(what, text) for what, text in request.changes]}
+
+    def _set(self, what: str, text: str) -> str:
+        from kvmkit.machine import changes
+        from kvmkit.manager import rootdisk
+
+        if what == "root-size":
+            number = rootdisk.number(self.machine.spec)
+            rootdisk.size_of(text)
+            now = changes.set_disk(self.machine, f"{number},size={text}", f"--root-size {text}")
+        else:
+            now = changes.SETTABLE[what](self.machine, text)
+        if what in ("disk", "root-size") and rootdisk.has_one(self.machine.spec):
+            number = rootdisk.number(self.machine.spec)
+            size = self.machine.change(lambda board: board.virtio.disks[number].size)
+            rootdisk.note_size(self.home, size)
+            self.client.grow_root(size)
+        return now
 
     def numbers(self) -> dict[str, Any]:
         """What `kvmkit stats` and `kvmkit inspect` show of it."""

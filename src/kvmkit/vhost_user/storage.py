@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from kvmkit.block.formats import Layer, layers, remote
+from kvmkit.block.holder import opener
 from kvmkit.errors import BadInput, HostError
 from kvmkit.packages import how
 
 from .daemon import Daemon, find
 
 PORTS = {"nbd": 10809, "iscsi": 3260}
+
+
+_LOCKED = re.compile(r"another process using the image \[(.*)\]\?")
+
+
+class StorageDaemon(Daemon):
+    def why(self) -> str:
+        """The last line it said; of an image that is in use, by whom."""
+        said = super().why()
+        if (locked := _LOCKED.search(said)) is None:
+            return said
+        return f"{os.path.basename(locked[1])} is in use by {opener(locked[1])}; end that first"
 
 
 def program() -> str:
@@ -45,7 +59,7 @@ def check(path: str, format: str, *, key: str = "", backing: str = "") -> None:
 
 def make(
     path: str, format: str, *, queues: int, readonly: bool, direct: bool = False, key: str = "", backing: str = ""
-) -> Daemon:
+) -> StorageDaemon:
     """A process that will serve the disk at `path` with `queues` queues."""
     nodes = _nodes(_chain(path, format, backing), readonly=readonly, direct=direct, key=bool(key))
     own = program()
@@ -66,7 +80,7 @@ def make(
         }
         return [*found, "--export", json.dumps(export)]
 
-    return Daemon(f"disk {path}", arguments)
+    return StorageDaemon(f"disk {path}", arguments)
 
 
 def _chain(path: str, format: str, backing: str) -> list[Layer]:

@@ -29,6 +29,7 @@
  *   WRITE    0x8f to guest   mode u16, path, NUL-ended: made or replaced with what comes as STDIN; then EXIT
  *   TIME     0x90 to guest   nanoseconds u64 since 1970: set the clock
  *   ENTROPY  0x91 to guest   data: mix it into the kernel's random numbers, and have new ones begin
+ *   GROW     0x92 to guest   bytes u64: the layer's disk has grown to this; have its file system grow as well
  *
  * The status of an EXIT after READ or WRITE is 0 or an errno.
  *
@@ -43,7 +44,7 @@
 enum { VERSION = 2 };
 enum {
     HELLO = 0x81, EXEC, STDIN, SIGNAL, RESIZE, CREDIT, CLOSE, POWEROFF,
-    STARTED, STDOUT, STDERR, EXIT, ERROR, READ, WRITE, TIME, ENTROPY,
+    STARTED, STDOUT, STDERR, EXIT, ERROR, READ, WRITE, TIME, ENTROPY, GROW,
     TYPES_END,
 };
 enum { FLAG_TTY = 1, FLAG_STDIN = 2 };
@@ -112,6 +113,7 @@ __attribute__((noreturn)) void start_console(void);
 /* root.c: the root disk, where the guest has one. */
 int root_wanted(void);
 void root_start(void);                          /* mounts it and moves there */
+void root_grow(const u8 *data, u32 n);
 void root_finish(void);                         /* leaves what is written in a good state */
 __attribute__((noreturn)) void finish(u32 reboot_command);
 

@@ -20,6 +20,8 @@ static void handle(struct channel *c, u8 type, u8 id, const u8 *data, u32 n)
         set_time(data, n);
     else if (type == ENTROPY)
         add_entropy(data, n);
+    else if (type == GROW)
+        root_grow(data, n);
     else if (type == POWEROFF && service) /* systemd(1): SIGRTMIN+4 powers off, +5 reboots */
         sys_kill(1, n && data[0] ? 34 + 5 : 34 + 4);
     else if (type == POWEROFF)

@@ -95,8 +95,9 @@ static void look_at_disk(const char *path)
     to[5 + n] = 0;
 }
 
-/* A disk that has grown since its file system was made: the file system grows too, mounted as it is. */
-static void grow_layer(void)
+/* A disk that has grown since its file system was made: the file system grows too, mounted as it is. While the guest
+ * runs, the disk has `wanted` bytes a moment after the host says so: its driver hears of it by another way. */
+static void grow_layer(int at, u64 wanted)
 {
     u64 bytes = 0;
     struct {
@@ -108,13 +109,45 @@ static void grow_layer(void)
     int disk = sys_open(layer_disk, O_RDONLY | O_CLOEXEC);
     if (disk < 0)
         return;
-    if (sys_ioctl(disk, _IOR(0x12, 114, u64) /* BLKGETSIZE64 */, &bytes) >= 0 &&
-        sys_read(disk, &super, sizeof super) == sizeof super) {
+    for (u32 tries = 0; tries < 50; tries++) {
+        if (sys_ioctl(disk, _IOR(0x12, 114, u64) /* BLKGETSIZE64 */, &bytes) < 0 || bytes >= wanted)
+            break;
+        sys_poll(NULL, 0, 20);
+    }
+    if (bytes && sys_read(disk, &super, sizeof super) == sizeof super) {
         u64 blocks = bytes / 4096;
         if (blocks > ((u64)super.blocks_high << 32 | super.blocks))
-            sys_ioctl(layer, _IOW('f', 16, u64) /* EXT4_IOC_RESIZE_FS */, &blocks);
+            sys_ioctl(at, _IOW('f', 16, u64) /* EXT4_IOC_RESIZE_FS */, &blocks);
     }
     sys_close(disk);
+}
+
+/* Where a service manager is the first process, what that one had open is not ours: the disk is mounted once more. */
+void root_grow(const u8 *data, u32 n)
+{
+    static const char mounted[] = "/run/kvmkit-layer";
+    u64 wanted;
+    int at = layer;
+    if (n != sizeof wanted)
+        return;
+    memcpy(&wanted, data, sizeof wanted);
+    if (!layer_disk[0])
+        for_entries("/sys/block/", "/serial", look_at_disk);
+    if (!layer_disk[0])
+        return;
+    if (at < 0) {
+        sys_mkdir(mounted, 0700);
+        if (sys_mount_from(layer_disk, "ext4", mounted, MS_NOATIME, NULL) >= 0) {
+            at = sys_open(mounted, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+            sys_detach(mounted);
+        }
+        sys_rmdir(mounted);
+    }
+    if (at < 0)
+        return;
+    grow_layer(at, wanted);
+    if (at != layer)
+        sys_close(at);
 }
 
 static void must(int result, const char *what)
@@ -140,7 +173,7 @@ void root_start(void)
         must(sys_mount_from(layer_disk, "ext4", "/layer", MS_NOATIME, "noinit_itable,discard,errors=remount-ro"),
              "mounting the layer");
         layer = sys_open("/layer", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        grow_layer();
+        grow_layer(layer, 0);
     } else {
         must(sys_mount("tmpfs", "/layer", 0, "mode=755"), "making a layer in memory");
     }

@@ -66,6 +66,8 @@ INLINE int sys_mount_from(const char *from, const char *type, const char *where,
 {
     return SYS(mount, from, where, type, flags, options);
 }
+INLINE int sys_detach(const char *path) { return SYS(umount2, path, 2 /* MNT_DETACH */, 0, 0, 0); }
+INLINE int sys_rmdir(const char *path) { return SYS(rmdir, path, 0, 0, 0, 0); }
 INLINE int sys_chroot(const char *path) { return SYS(chroot, path, 0, 0, 0, 0); }
 INLINE long sys_entries(int fd, void *to, u64 n) { return SYS(getdents64, fd, to, n, 0, 0); }
 INLINE int sys_getpid(void) { return SYS(getpid, 0, 0, 0, 0, 0); }
