@@ -14,7 +14,7 @@ from types import FrameType
 def raw(fd: int) -> Iterator[None]:
     """Pass every key through unchanged, until the end of the block; nothing happens where `fd` is no terminal.
 
-    SIGTERM and SIGHUP raise SystemExit meanwhile (in the main thread): their default would leave the terminal raw.
+    SIGTERM, SIGHUP and SIGQUIT raise SystemExit meanwhile (in the main thread): their default would leave it raw.
     """
     if not os.isatty(fd):
         yield
@@ -23,7 +23,7 @@ def raw(fd: int) -> Iterator[None]:
     import tty
 
     saved = termios.tcgetattr(fd)
-    with _raising(signal.SIGTERM), _raising(signal.SIGHUP):
+    with _raising(signal.SIGTERM), _raising(signal.SIGHUP), _raising(signal.SIGQUIT):
         try:
             tty.setraw(fd, termios.TCSADRAIN)
             yield
@@ -39,6 +39,7 @@ def _raising(number: signal.Signals) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
         raise SystemExit(128 + number)
 
     signal.signal(number, stop)

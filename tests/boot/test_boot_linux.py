@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 
@@ -89,7 +90,7 @@ def test_what_is_no_vmlinux_is_left_to_the_kernels_own_decompressor(packed, memo
 def test_the_zero_page_says_what_the_protocol_asks(file):
     memory = GuestMemory(4096 * MIB)
     initrd = b"070701" + bytes(1001)
-    second = file(b"\x1f\x8b" + bytes(77), "second")
+    second = file(gzip.compress(os.urandom(77)), "second")
     load(
         memory, file(bzimage(payload("gzip", elf64(code(9000))))), initrd=[initrd, second], cmdline="a b", rsdp=0xE0000
     )
@@ -201,7 +202,7 @@ def test_a_truncated_initrd_is_refused(memory, file, tmp_path, left):
     whole = b"".join(cpio_entry(*entry) for entry in entries) + cpio_entry("TRAILER!!!", b"")
     kernel, path = file(elf64(code(9000))), tmp_path / "initrd"
     # Whole, padded, and with something packed behind it, as a distribution's with microcode is.
-    for good in (whole, whole + bytes(500), bytes(512) + whole + b"\x1f\x8b" + os.urandom(3000)):
+    for good in (whole, whole + bytes(500), bytes(512) + whole + gzip.compress(os.urandom(3000))):
         path.write_bytes(good)
         load(memory, kernel, initrd=[path])
     path.write_bytes(whole[: int(len(whole) * left)])

@@ -84,6 +84,14 @@ def test_stats_tell_what_it_cost(kvmkit, tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["stats.json"]
 
 
+def test_stats_go_to_a_pipe_without_a_name(tmp_path: Path) -> None:
+    kernel = build(tmp_path, END["debug exit"])
+    command = [*COMMAND, *TCG, "--kernel", kernel, "--debug-exit", "--stats", "/dev/stdout"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment(), timeout=60)
+    assert done.stderr == b""
+    assert json.loads(done.stdout)["accel"] == "tcg"
+
+
 @GUEST
 def test_a_panic_is_told(kvmkit) -> None:
     done = kvmkit(*TCG, "--append", "rdinit=/nonexistent root=/dev/none", "--", "true")
@@ -139,9 +147,10 @@ def test_a_flood_ends_by_its_timeout(tmp_path: Path) -> None:
 )
 def test_signals_end_it_cleanly(tmp_path: Path, number: int, status: int) -> None:
     kernel = build(tmp_path, 'say 0x3f8, "up\\n"\n' + END["spin"])
-    stats = tmp_path / "stats.json"
+    stats, disk = tmp_path / "stats.json", tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))  # no driver has had time for it, which is not worth a word
     process = subprocess.Popen(
-        [*COMMAND, *TCG, "--kernel", kernel, "--stats", str(stats)],
+        [*COMMAND, *TCG, "--kernel", kernel, "--disk", str(disk), "--stats", str(stats)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

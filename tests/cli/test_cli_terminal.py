@@ -168,7 +168,9 @@ def test_the_escape_key_leaves_a_guest_that_spins(session, tmp_path: Path) -> No
     assert console.restored()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)]
+)
 def test_a_signal_leaves_the_terminal_as_it_was(session, tmp_path: Path, number: int, status: int) -> None:
     console = session(*spinning(tmp_path))
     console.until(b"up")

@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import kvmkit
 from kvmkit.vhost_user.daemon import find
 from kvmkit.vhost_user.virtiofsd import PLACES
 
@@ -97,6 +99,45 @@ def test_volumes_both_ways(tmp_path: Path) -> None:
     assert secret.read_text() == "secret"
     assert (shared / "made").is_dir()
     assert not (shared / "no").exists()
+
+
+@needs_virtiofsd
+def test_a_volume_of_an_ordinary_user_with_further_groups(tmp_path: Path) -> None:
+    if os.getuid() or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv (util-linux), to be another user")
+    asks = """
+        import socket, sys, os
+        from kvmkit.vhost_user import virtiofsd
+        served = virtiofsd.make(sys.argv[1], readonly=len(sys.argv) > 2)
+        served.start()
+        try:
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(served.address)
+                ours.sendall((1).to_bytes(4, "little") * 2 + bytes(4))  # VHOST_USER_GET_FEATURES, version 1
+                print(len(ours.recv(20, socket.MSG_WAITALL)), served.why())
+        finally:
+            served.close()
+    """
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--groups=65534,1,2"]
+    source = {**os.environ, "PYTHONPATH": str(Path(kvmkit.__file__).parents[1])}
+    again = "import subprocess, sys, kvmkit; sys.exit(subprocess.call([sys.executable, '-c', '']))"
+    for python in (sys.executable, "/usr/bin/python3"):  # the first may be in a home of root's
+        if subprocess.run([*user, python, "-c", again], env=source, capture_output=True).returncode == 0:
+            break
+    else:
+        pytest.skip("an ordinary user can't read this Python or this checkout")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.chown(shared, 65534, 65534)
+    for directory in (tmp_path, *tmp_path.parents):
+        if str(directory).startswith("/tmp/pytest"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    for more in ([], ["read-only"]):
+        done = subprocess.run(
+            [*user, python, "-c", textwrap.dedent(asks), str(shared), *more],
+            env=source, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert done.stdout.startswith("20 "), done.stdout + done.stderr
 
 
 @needs_virtiofsd

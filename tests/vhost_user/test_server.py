@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import array
-import hashlib
 import os
 import select
-import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -285,50 +282,6 @@ def test_where_it_can_listen(tmp_path: Path) -> None:
 
 
 SERVE = [sys.executable, "-m", "kvmkit", "serve-device"]
-
-
-@pytest.mark.guest
-@pytest.mark.parametrize("ring", ["split", "packed"])
-@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed (qemu-system-x86)")
-def test_a_disk_for_qemu(tmp_path: Path, ring: str) -> None:
-    from kvmkit.guest.cpio import CpioWriter
-    from kvmkit.guest.images import ensure
-
-    image = ensure()
-    disk, path = tmp_path / "disk.raw", tmp_path / "s"
-    data = os.urandom(4 * MIB)
-    disk.write_bytes(data)
-    script = """#!/bin/sh
-        mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev; exec > /dev/ttyS0 2>&1
-        modprobe -a virtio_pci virtio_blk
-        cut -c 35 /sys/bus/virtio/devices/virtio0/features  # bit 34: packed
-        sha256sum < /dev/vda; dd if=/dev/vda of=/dev/vda bs=64k count=16 seek=32 conv=fsync; echo done; reboot -f
-    """
-    with (tmp_path / "initrd").open("wb") as initrd:
-        initrd.write(image.initrd.read_bytes())
-        more = CpioWriter(initrd)
-        more.file("run-test", script.encode(), 0o755)
-        more.finish()
-    serve = [*SERVE, "blk", f"{disk},queues=2", "--socket", str(path)]
-    server = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    assert "is served at" in server.stderr.readline()
-    front, packed = "vhost-user-blk-pci,chardev=c", "on" if ring == "packed" else "off"
-    arguments = ["-m", "512M", "-object", "memory-backend-memfd,id=ram,size=512M,share=on"]
-    arguments += ["-machine", "q35,memory-backend=ram,accel=tcg", "-nodefaults", "-display", "none", "-no-reboot"]
-    arguments += ["-chardev", f"socket,id=c,path={path}", "-device", f"{front},num-queues=2,packed={packed}"]
-    arguments += ["-kernel", str(image.kernel), "-initrd", str(tmp_path / "initrd"), "-serial", "stdio"]
-    arguments += ["-append", f"{image.append} console=ttyS0 rdinit=/run-test panic=-1"]
-    qemu = subprocess.run(["qemu-system-x86_64", *arguments], capture_output=True, text=True, timeout=100)
-    assert hashlib.sha256(data).hexdigest() in qemu.stdout, qemu.stdout[-2000:] + qemu.stderr
-    assert "done" in qemu.stdout
-    assert ("1" if ring == "packed" else "0") in qemu.stdout.split()
-    expected = data[: 2 * MIB] + data[:MIB] + data[3 * MIB :]
-    assert disk.read_bytes() == expected
-    server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 0
-    server.stderr.close()
-    assert not path.exists()
 
 
 def test_serve_device_refuses(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 from resets import reset_in_the_midst
 
+from kvmkit.errors import BadInput
 from kvmkit.memory import GuestMemory
 from kvmkit.testing.driver import RING_RESET, MmioDriver
 from kvmkit.virtio.device import VirtioDevice
@@ -160,6 +161,21 @@ def test_features_are_what_both_know(memory: GuestMemory) -> None:
         driver.set(0x70, 15)
         assert driver.register(0x70) == 3
         assert not driver.device.driver_ok
+
+
+def test_what_a_driver_asks_for_before_it_settles_is_saved(memory: GuestMemory) -> None:
+    with MmioDriver(Reverse(memory), memory) as driver, MmioDriver(Reverse(memory), memory) as other:
+        driver.reset()
+        driver.set(0x70, 3)
+        driver.set(0x24, 1)
+        driver.set(0x20, 0xFFFFFFFF)  # far more than is offered
+        for device in (driver.device, other.device):
+            device.hold()
+        other.device.restore(driver.device.state())
+        assert other.device.state() == driver.device.state()
+        settled = {**driver.device.state(), "status": 11}
+        with pytest.raises(BadInput, match="features that this device does not offer"):
+            other.device.restore(settled)
 
 
 def test_no_descriptor_stays(memory: GuestMemory) -> None:

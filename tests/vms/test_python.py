@@ -9,6 +9,8 @@ import pytest
 
 from kvmkit import VM
 from kvmkit.errors import BadInput, KvmkitError
+from kvmkit.manager import home as home_of
+from kvmkit.manager.record import Record
 
 pytestmark = pytest.mark.guest
 
@@ -62,3 +64,12 @@ def test_what_can_not_be(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         vm.exec(["true"])
     vm.remove()
     vm.close()
+
+
+def test_a_spec_of_a_vm_that_has_just_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMKIT_HOME", str(tmp_path))
+    with home_of.create("short", b'{"memory": "64M"}', Record()) as made, home_of.open_home("short") as seen:
+        assert seen.spec().memory == "64M"
+        made.remove()
+        with pytest.raises(BadInput, match="no VM 'short'"):  # `kvmkit start` while another removes it
+            seen.spec()

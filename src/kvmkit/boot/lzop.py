@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 MAGIC = b"\x89LZO\x00\r\n\x1a\n"
 
@@ -13,36 +14,51 @@ EXTRA_FIELD, FILTER = 0x40, 0x800
 MAX_BLOCK = 64 << 20  # the format's own limit
 
 
+class TruncatedError(ValueError):
+    """The data ends before its end mark."""
+
+
 def decompress(data: memoryview, limit: int) -> bytes:
     """What the archive's first member holds, at most `limit` bytes. Raises ValueError when the data is damaged."""
     from .lzo import decompress as unpack_block
 
     reader = _Reader(data)
-    if bytes(reader.take(len(MAGIC))) != MAGIC:
-        raise ValueError("not lzop data")
-    flags = _header(reader)
     blocks: list[bytes | memoryview] = []
     total = 0
-    while True:
-        plain_size = reader.number(4)
-        if plain_size == 0:
-            return b"".join(blocks)
-        packed_size = reader.number(4)
-        if packed_size > plain_size or plain_size > MAX_BLOCK:
-            raise ValueError("an LZO block has an impossible length")
+    for packed, plain_size, plain_sum in _blocks(reader):
         total += plain_size
         if total > limit:
             raise ValueError("LZO data is longer than it may be")
+        # A block that compression would have made longer is stored as it is.
+        block = unpack_block(packed, plain_size) if len(packed) < plain_size else packed
+        if plain_sum is not None and zlib.adler32(block) != plain_sum:
+            raise ValueError("an LZO block's checksum is wrong")
+        blocks.append(block)
+    return b"".join(blocks)
+
+
+def skip(data: memoryview) -> int:
+    """The length of the archive's first member. TruncatedError when it is cut off, ValueError when it is damaged."""
+    reader = _Reader(data)
+    for _ in _blocks(reader):
+        pass
+    return reader.at
+
+
+def _blocks(reader: _Reader) -> Iterator[tuple[memoryview, int, int | None]]:
+    """Each block as it is, its length when unpacked, and the Adler-32 of that where there is one."""
+    if bytes(reader.take(len(MAGIC))) != MAGIC:
+        raise ValueError("not lzop data")
+    flags = _header(reader)
+    while plain_size := reader.number(4):
+        packed_size = reader.number(4)
+        if packed_size > plain_size or plain_size > MAX_BLOCK:
+            raise ValueError("an LZO block has an impossible length")
         plain_sum = reader.number(4) if flags & ADLER_PLAIN else None
         reader.take(4 if flags & CRC_PLAIN else 0)
         if packed_size < plain_size:
             reader.take((4 if flags & ADLER_PACKED else 0) + (4 if flags & CRC_PACKED else 0))
-        packed = reader.take(packed_size)
-        # A block that compression would have made longer is stored as it is.
-        block = unpack_block(packed, plain_size) if packed_size < plain_size else packed
-        if plain_sum is not None and zlib.adler32(block) != plain_sum:
-            raise ValueError("an LZO block's checksum is wrong")
-        blocks.append(block)
+        yield reader.take(packed_size), plain_size, plain_sum
 
 
 def _header(reader: _Reader) -> int:
@@ -72,7 +88,7 @@ class _Reader:
     def take(self, count: int) -> memoryview:
         end = self.at + count
         if end > len(self.data):
-            raise ValueError("lzop data is truncated")
+            raise TruncatedError("lzop data is truncated")
         part = self.data[self.at : end]
         self.at = end
         return part

@@ -67,11 +67,8 @@ def _spec(vm: str) -> VmSpec:
         return read_spec(vm).absolute(Path(os.path.abspath(vm)).parent)
     import msgspec
 
-    from kvmkit.manager import files, home
-    from kvmkit.manager.spec import decode
+    from kvmkit.manager import home
 
     with home.open_home(vm) as own:
-        found: VmSpec = msgspec.structs.replace(
-            decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC)), name=own.name
-        )
+        found: VmSpec = msgspec.structs.replace(own.spec(), name=own.name)
         return found

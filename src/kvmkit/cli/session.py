@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DEMONSTRATION = ["sh", "-c", '. /etc/os-release; echo "$PRETTY_NAME in a VM of kvmkit"; uname -srm; uptime']
 TIMED_OUT = outcome.TIMED_OUT
 INTERRUPTED = 130
+SIGNALLED = (129, INTERRUPTED, 131, 143)
+"""Statuses of an end by SIGHUP, SIGINT, SIGQUIT and SIGTERM."""
 HELLO_SECONDS = 300.0
 """A guest whose agent has not answered by then hangs: the slowest boot seen took a tenth of it."""
 DRIVER_SECONDS = 10.0
@@ -95,7 +97,7 @@ def run(
         vmm.finish(_ended(vmm, status))
         if led is not None:
             led.close()
-        undriven.tell()
+        undriven.tell(cut_short=bool(vmm.stopping) or status in (*SIGNALLED, TIMED_OUT))
         stats_file.write(stats, vmm.machine.stats.json())
 
 
@@ -107,7 +109,7 @@ def _ended(vmm: Vmm, status: int) -> Ended:
     """What is noted of a VM that ends with this process's work."""
     end = vmm.machine.wait(0)
     if end is None:
-        reason = vmm.stopping or ("interrupted" if status in (129, 130, 143) else "command ended")
+        reason = vmm.stopping or ("interrupted" if status in SIGNALLED else "command ended")
         return Ended(reason=reason, status=status, at=time.time())
     ended = outcome.judge(vmm.machine, end)
     if vmm.stopping:
@@ -123,6 +125,7 @@ class _Undriven:
         self._machine = machine
         self._timer: threading.Timer | None = None
         self._told = False
+        self._began = time.monotonic()
 
     def guest_is_up(self) -> None:
         if self._machine.undriven():
@@ -130,11 +133,13 @@ class _Undriven:
             self._timer.daemon = True
             self._timer.start()
 
-    def tell(self) -> None:
+    def tell(self, *, cut_short: bool) -> None:
+        """At the end. `cut_short`: it is one that we made, perhaps before the guest could load a driver."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
-        self._say()
+        if not cut_short or time.monotonic() - self._began > DRIVER_SECONDS:
+            self._say()
 
     def _say(self) -> None:
         if not self._told and (lines := self._machine.undriven()):

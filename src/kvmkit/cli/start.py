@@ -31,11 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def start(home: Home, *, wait: bool = False) -> None:
-    from kvmkit.manager import control, files, spec
-    from kvmkit.manager.home import SPEC
+    from kvmkit.manager import control
     from kvmkit.manager.spawn import spawn
 
-    wanted = spec.decode(files.read(home.directory, SPEC), str(home.path / SPEC))
+    wanted = home.spec()
     if not home.running():
         wanted.machine(directory=home.path)  # an image that is not there is built now, where its progress is seen
     spawn(home)

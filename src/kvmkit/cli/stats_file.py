@@ -33,18 +33,19 @@ def write(path: str | None, data: bytes) -> None:
     """Write it: in place where `path` is a pipe or device or in a directory of others, else by a temporary file."""
     if path is None:
         return
-    path = os.path.realpath(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    # /dev/stdout and /dev/fd/N lead to pipes that have no name: such a path is opened as it is.
     in_place = os.path.exists(path) and not os.path.isfile(path)
+    real = path if in_place else os.path.realpath(path)
+    temporary = f"{real}.{os.getpid()}.tmp"
     try:
-        if not in_place and os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        if not in_place and os.access(os.path.dirname(real), os.W_OK | os.X_OK):
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, real)
         else:
-            with open(path, "wb") as file:
+            with open(real, "wb") as file:
                 file.write(data)
     except OSError as error:
         raise HostError(f"--stats {path}: {error.strerror}") from None

@@ -22,11 +22,11 @@ Exit statuses of `kvmkit run`
             ended, restarted, panicked, triple-faulted, or met what the engine can't go on from
   2         bad input, found before anything started
   124       --timeout ran out
-  129 130 143   kvmkit itself was ended by SIGHUP, Ctrl-C (SIGINT) or SIGTERM
+  129 130 143   kvmkit itself was ended by SIGHUP, Ctrl-C (SIGINT) or SIGTERM (131: SIGQUIT)
   141       nobody reads standard output any more (SIGPIPE)
 
 A command can end with any of these numbers too. When it was kvmkit, and not the command, there is a line
-on standard error that begins with `kvmkit: `; only for 129, 130, 141 and 143, which you caused, there is none.
+on standard error that begins with `kvmkit: `; only for 129, 130, 131, 141 and 143, which you caused, there is none.
 
 `kvmkit doctor` and `kvmkit guest check` have statuses of their own; see their help.
 """
@@ -50,6 +50,9 @@ Kernels (--kernel)
                      unpacked here runs its own decompressor
   an ELF vmlinux     the same, x86-64
   an ELF multiboot   multiboot 1, 32-bit entry; each --initrd becomes a module
+
+An initrd may be several archives, plain or packed by gzip, bzip2, lzma, xz, lzo, lz4 or zstd; one that is
+truncated is refused before anything starts, and so is what gzip's checksum does not fit.
 
 With --kernel and no command, the first serial port is on your terminal (as with --console). With --kernel,
 --append is the whole kernel command line; without it that is `console=ttyS0 panic=-1`.

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,13 @@ def replace_file(path: Path, content: bytes, mode: int, owner: tuple[int, int] |
         raise HostError(f"{path}: can't be written: {error.strerror}") from error
 
 
+def _same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @dataclass
 class Entry:
     """One command's changes, oldest first. A record says how to undo one of them; its 'kind' is command, value,
@@ -98,9 +105,13 @@ class Journal:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise HostError("another kvmkit is changing this host; try again when it is done") from None
-            if self.host.text(FILE) != self.loaded:
+            if self.host.text(FILE) != self.loaded or not _same(fd, directory / "host.lock"):
                 raise HostError("another kvmkit changed this host just now; try again")
             yield
+            if not self.path.exists():  # all is undone, and so is this
+                (directory / "host.lock").unlink()
+                with suppress(OSError):
+                    directory.rmdir()
         finally:
             os.close(fd)
 
@@ -112,7 +123,8 @@ class Journal:
 
     def save(self) -> None:
         kept = [entry for entry in self.entries if entry.records]
-        if not kept and not self.path.exists():
+        if not kept:
+            self.path.unlink(missing_ok=True)
             return
         text = json.dumps({"entries": [vars(entry) for entry in kept]}, indent=1)
         replace_file(self.path, text.encode() + b"\n", 0o644)

@@ -13,11 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadInput, HostError, KvmkitError
 from kvmkit.manager import events, files, locks, names, record
 from kvmkit.manager.record import DIED, Ended, Record
 from kvmkit.paths import data_dir
+
+if TYPE_CHECKING:
+    from kvmkit.manager.spec import VmSpec
 
 SPEC = "vm.json"
 LOCK = "lock"
@@ -61,6 +65,16 @@ class Home:
     def running(self) -> bool:
         """Whether its process lives."""
         return locks.held(self.lock, locks.ALIVE)
+
+    def spec(self) -> VmSpec:
+        """What it is to be. BadInput when the VM has gone meanwhile."""
+        from kvmkit.manager.spec import decode
+
+        try:
+            data = files.read(self.directory, SPEC)
+        except FileNotFoundError:
+            raise names.unknown(self.name, listing()) from None
+        return decode(data, str(self.path / SPEC))
 
     def load(self) -> Record:
         return record.load(self.directory)

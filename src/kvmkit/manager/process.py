@@ -68,14 +68,14 @@ def _tell(ready: int, answer: dict[str, object]) -> None:
 
 
 def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its run, what to close after it), for main alone
-    from kvmkit.manager import files, home, spec
+    from kvmkit.manager import home
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
     held: list[PidFile | Outlet] = []
     vmm: Vmm | None = None
     try:
-        wanted = spec.decode(files.read(own.directory, home.SPEC), str(own.path / home.SPEC))
+        wanted = own.spec()
         if wanted.pidfile:
             from kvmkit.manager.pidfile import PidFile
 

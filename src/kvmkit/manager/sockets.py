@@ -45,12 +45,11 @@ def placed(spec: MachineSpec, home: Home) -> MachineSpec:
 
 def port_path(home: Home, name: str) -> str:
     """The socket of a console port of a VM that runs. BadInput when it has none of that name; NotRunning."""
-    from kvmkit.manager import control, files, spec
-    from kvmkit.manager.home import SPEC
+    from kvmkit.manager import control, spec
 
     if not home.running():
         raise NotRunning(f"{home.name} is not running: {control.told(home)}")
-    given = spec.decode(files.read(home.directory, SPEC), str(home.path / SPEC))
+    given = home.spec()
     for port in given.console_ports:
         if port.name == name:
             return port.path or wire.address(home.directory, f"{name}.port")

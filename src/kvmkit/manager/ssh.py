@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 from kvmkit.errors import HostError, KvmkitError
 from kvmkit.guest import store
-from kvmkit.manager import control, files, spec, wire
-from kvmkit.manager.home import SPEC
+from kvmkit.manager import control, files, wire
 from kvmkit.manager.sockets import NAME
 from kvmkit.manager.wire import NotRunning
 from kvmkit.paths import data_dir
@@ -82,7 +81,7 @@ def program(name: str) -> str:
 def command(home: Home, user: str, words: list[str], *, tty: bool = False, seconds: float | None = None) -> list[str]:
     """The ssh command line for a VM that runs. KvmkitError: its guest has no sshd, or no such user."""
     ssh = program("ssh")
-    wanted = spec.decode(files.read(home.directory, SPEC), str(home.path / SPEC))
+    wanted = home.spec()
     if not home.running():
         raise NotRunning(f"{home.name} is not running: {control.told(home)}")
     if wanted.vsock_device is None:

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 from msgspec import to_builtins
 
 from kvmkit.machine.spec import ScsiDisk
-from kvmkit.manager import control, create, execute, files, home, listing, logs, spawn
+from kvmkit.manager import control, create, execute, home, listing, logs, spawn
 from kvmkit.manager.listing import Row
 from kvmkit.manager.record import Ended
-from kvmkit.manager.spec import VmSpec, decode
+from kvmkit.manager.spec import VmSpec
 
 STOP_SECONDS = 30.0
 
@@ -81,7 +81,7 @@ class VM:
     @property
     def spec(self) -> VmSpec:
         """What it is to be, as it was created."""
-        return decode(files.read(self._home.directory, home.SPEC), str(self.directory / home.SPEC))
+        return self._home.spec()
 
     @property
     def state(self) -> str:

@@ -345,7 +345,8 @@ class VirtioDevice(Served):
         saved = checked(state, DeviceState, self.name)
         if saved.kind != self.kind or len(saved.queues) != len(self.queues):
             raise BadInput(f"saved state of {self.name}: it is another device's")
-        if saved.accepted & ~self.features:
+        settled = saved.status & FEATURES_OK  # before, a driver may have written anything there
+        if settled and saved.accepted & ~self.features:
             raise BadInput(f"saved state of {self.name}: its driver uses features that this device does not offer")
         self.accepted = saved.accepted
         self.status = saved.status
@@ -354,6 +355,7 @@ class VirtioDevice(Served):
         self.acknowledge(0xFFFFFFFF)
         pending: uint32_t = saved.interrupt_status
         fetch_or32(cython.address(self.interrupts_pending), pending, SEQ_CST)
-        self.accepts(self.accepted)
+        if settled:
+            self.accepts(self.accepted)
         for queue, its in zip(self.queues, state["queues"], strict=True):
-            queue.restore(its, self.accepted)
+            queue.restore(its, self.accepted & self.features)

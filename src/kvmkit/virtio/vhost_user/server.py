@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kvmkit.errors import BadInput, HostError
@@ -336,9 +337,18 @@ class Server:
                 os.dup2(fd, queue.doorbell, inheritable=False)
             queue.wire(queue.doorbell, ring.call)
             self.device.release()
+            if not kick:
+                self._call(fd)
         if old >= 0:
             os.close(old)
         self._consider(index)
+
+    @staticmethod
+    def _call(fd: int) -> None:
+        """Once by the new descriptor: what was told by the old one while this message was on its way, nobody heard."""
+        if fd >= 0:
+            with suppress(OSError):
+                os.eventfd_write(fd, 1)
 
     def _consider(self, index: int) -> None:
         """Start a queue when all is known of it."""
