@@ -87,6 +87,10 @@ def guests() -> None:
     said = call("run", *net, "--timeout", "80", "--", "sh", "-c", "; ".join(asked)).splitlines()
     assert said[:3] == ["by name", "host", "closed"], said
     assert said[3].startswith("<!DOCTYPE"), said
+    call("rename", "web", "shop")
+    assert vm["address"] in call("run", *net, "--timeout", "80", "--", "ping", "-c1", "-W5", "-q", "shop")
+    assert [each["name"] for each in json.loads(call("network", "ls", "--json"))[0]["vms"]] == ["shop"]
+    call("rename", "shop", "web")
     # By DHCP too, and it is the same address.
     dhcp = "ip addr flush dev eth0; udhcpc -i eth0 -n -q -s /usr/lib/kvmkit/dhcp >/dev/null 2>&1; ip -4 addr show eth0"
     assert f"inet {vm['address']}/24" in call("exec", "web", "--", "sh", "-c", dhcp)

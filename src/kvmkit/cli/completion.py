@@ -33,6 +33,16 @@ _kvmkit() {{
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
         return
     fi
+    if [ "$COMP_CWORD" -eq 2 ]; then
+        case $verb in
+{topics}
+        *) local topics= ;;
+        esac
+        if [ -n "$topics" ]; then
+            mapfile -t COMPREPLY < <(compgen -W "$topics" -- "$word")
+            return
+        fi
+    fi
     case $verb in
     {named})
         mapfile -t COMPREPLY < <(compgen -W "$(kvmkit ps -aq 2>/dev/null)" -- "$word")
@@ -60,6 +70,11 @@ _kvmkit() {{
     if [[ $PREFIX == -* ]]; then
         compadd -- $options
         return
+    fi
+    if (( CURRENT == 3 )); then
+        case $words[2] in
+{topics}
+        esac
     fi
     case $words[2] in
     {named}) compadd -- ${{(f)"$(kvmkit ps -aq 2>/dev/null)"}} ;;
@@ -95,13 +110,26 @@ def _options() -> dict[str, dict[str, str]]:
     return found
 
 
+def _topics() -> dict[str, list[str]]:
+    """What may come first after a verb, where that is one of a few words, as in `kvmkit image ls`."""
+    from kvmkit.cli.main import parser_of
+
+    found: dict[str, list[str]] = {}
+    for verb in VERBS:
+        first = next((action for action in parser_of(verb)._actions if not action.option_strings), None)
+        if first is not None and first.choices:
+            found[verb] = [str(choice) for choice in first.choices]
+    return found
+
+
 def _named() -> list[str]:
     return [name for name, verb in VERBS.items() if verb.names]
 
 
 def _bash() -> str:
     options = "\n".join(f"    {verb}) local options='{' '.join(names)}' ;;" for verb, names in _options().items())
-    return BASH.format(verbs=" ".join(VERBS), options=options, named=" | ".join(_named()))
+    topics = "\n".join(f"        {verb}) local topics='{' '.join(words)}' ;;" for verb, words in _topics().items())
+    return BASH.format(verbs=" ".join(VERBS), options=options, topics=topics, named=" | ".join(_named()))
 
 
 def _zsh() -> str:
@@ -110,7 +138,8 @@ def _zsh() -> str:
 
     verbs = "\n".join(f"        {quoted(f'{name}:{verb.summary}')}" for name, verb in VERBS.items())
     options = "\n".join(f"    {verb}) options=({' '.join(names)}) ;;" for verb, names in _options().items())
-    return ZSH.format(verbs=verbs, options=options, named="|".join(_named()))
+    topics = "\n".join(f"        {verb}) compadd -- {' '.join(words)}; return ;;" for verb, words in _topics().items())
+    return ZSH.format(verbs=verbs, options=options, topics=topics, named="|".join(_named()))
 
 
 def _fish() -> str:
@@ -124,6 +153,9 @@ def _fish() -> str:
         for option, help_text in options.items():
             seen = f"'__fish_seen_subcommand_from {name}'"
             lines.append(f"complete -c kvmkit -n {seen} -l {option[2:]} -d {quoted(help_text)}")
+    for name, words in _topics().items():
+        first = f"__fish_seen_subcommand_from {name}; and test (count (commandline -opc)) -eq 2"
+        lines.append(f"complete -c kvmkit -f -n {quoted(first)} -a '{' '.join(words)}'")
     named = " ".join(_named())
     lines.append(f"complete -c kvmkit -f -n '__fish_seen_subcommand_from {named}' -a '(kvmkit ps -aq 2>/dev/null)'")
     return "\n".join(lines) + "\n"

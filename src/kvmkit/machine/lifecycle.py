@@ -40,6 +40,9 @@ class Machine:
     not block. `boots` counts the guest's starts, `resets` how often it was to begin anew. `agent_fd` is the
     client's end of the stream to the guest's second serial port, open until `close`. `ended_fd` becomes readable when
     the machine has ended.
+    not block. `boots` counts the guest's starts, `resets` how often it was to begin anew.
+    `agent_fd` is the client's end of the stream to the guest's second serial port, open until `close`. `ended_fd`
+    becomes readable when the machine has ended.
 
     Making one checks the spec, takes the engine and loads the kernel, and raises BadInput or HostError in one line.
     """

@@ -14,6 +14,7 @@ from kvmkit.manager.wire import Connection, NotRunning, Refused
 GONE_SECONDS = 10.0
 """Between a VM's end and its process's."""
 START_SECONDS = 5.0
+RENAME_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 
 
@@ -60,6 +61,16 @@ def ask(home: Home, verb: str, *, timeout: float = ANSWER_SECONDS, **rest: Any) 
     if answer is None:
         raise NotRunning(f"{home.name}: its process has gone")
     return answer
+
+
+def rename(home: Home, name: str) -> None:
+    """Give it another name; one that runs is found by it on its networks, too. BadInput: it can't be."""
+    home.rename(name)
+    if home.running():
+        try:
+            ask(home, "renamed", timeout=RENAME_SECONDS)
+        except KvmkitError:
+            pass  # it ends, or hangs: others find it by the new name when it is started again
 
 
 def until_end(home: Home, verb: str, *, deadline: float | None = None, **rest: Any) -> Ended:

@@ -204,7 +204,7 @@ class VM:
 
     def rename(self, name: str) -> None:
         self._home.name = self.name
-        self._home.rename(name)
+        control.rename(self._home, name)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it and all that is its own. `force`: kill it first if it runs."""

@@ -461,6 +461,8 @@ class Vmm:
                 self.pause()
             case "resume":
                 self.resume()
+            case "renamed":
+                networking.announce(self.machine.spec.networks, self.home.current_name())
             case "input":
                 from kvmkit.machine.changes import inject
 
