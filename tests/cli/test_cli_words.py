@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 from calling import COMMAND, SOURCE, environment
@@ -94,19 +93,13 @@ def test_nothing_heavy_is_imported_on_the_way_to_run() -> None:
     assert not loaded & HEAVY
 
 
-def least(command: list[str], runs: int = 15) -> Callable[[], float]:
-    """The shortest time of some runs."""
-
-    def once() -> float:
-        began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment())
-        return time.perf_counter() - began
-
-    return lambda: min(once() for _ in range(runs))
+def took(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment())
+    return time.perf_counter() - began
 
 
 def test_the_version_costs_little_more_than_python_itself() -> None:
-    command = [sys.executable, "-P", str(SOURCE / "kvmkit" / "__main__.py"), "--version"]
-    bare, ours = least([sys.executable, "-c", "pass"]), least(command)
-    bare(), ours()  # once, for the page cache
-    assert ours() < 2.5 * bare()
+    ours = [sys.executable, "-P", str(SOURCE / "kvmkit" / "__main__.py"), "--version"]
+    pairs = [(took([sys.executable, "-c", "pass"]), took(ours)) for _ in range(20)]  # in turns, as others work as well
+    assert min(our for _, our in pairs) < 2.5 * min(bare for bare, _ in pairs)
