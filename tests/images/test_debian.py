@@ -63,6 +63,9 @@ def test_a_root_disk_grows(kvmkit: Kvmkit) -> None:
     while size() <= 150:
         assert time.monotonic() < until
     assert "smaller than it is" in kvmkit("set", "grown", "--root-size", "64M").stderr
+    (told,) = json.loads(kvmkit("inspect", "grown").stdout)
+    assert kvmkit("set", "grown", "--disk", "0,iops=5000").returncode == 0
+    assert json.loads(kvmkit("inspect", "grown").stdout)[0]["spec"] == told["spec"]  # a rate is no size
     assert kvmkit("kill", "grown").returncode == 0
     assert "smaller than it is" in kvmkit("set", "grown", "--root-size", "64M").stderr
     assert kvmkit("set", "grown", "--root-size", "300M").returncode == 0

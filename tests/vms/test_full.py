@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from kvmkit.manager import files
 
 from .conftest import caller
 from .test_life import spinning
@@ -42,3 +45,22 @@ def test_a_vm_on_a_full_disk_is_accounted_for(tmp_path: Path) -> None:
     finally:
         run("rm", "-f", "one", "two", "three")
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_record_is_replaced_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files.replace(directory, "note", b"{}")
+        monkeypatch.setattr(files, "replace", full)
+        with pytest.raises(OSError, match="No space left"):  # nothing was set aside
+            files.replace_or_use_spare(directory, "note", b"{1}")
+        files.set_aside(directory, "note")
+        (tmp_path / ".note.old").write_bytes(b"of one that was killed in the midst")
+        for text in (b"{2}", b"{3}", b"{4}"):
+            files.replace_or_use_spare(directory, "note", text)
+            assert (tmp_path / "note").read_bytes().rstrip() == text
+    finally:
+        os.close(directory)

@@ -265,3 +265,37 @@ def test_a_guest_that_restarts_is_spoken_to_again(kvmkit) -> None:
     assert (first.returncode, second.returncode) == (0, 0), second.stderr
     assert len(second.stdout) == len(first.stdout) > 30
     assert second.stdout != first.stdout
+
+
+def test_a_guest_without_an_agent_is_told_of_in_time(kvmkit, tmp_path: Path) -> None:
+    port = ("--console-port", "org.qemu.guest_agent.0")
+    assert kvmkit("run", "-d", "--name", "mute", *port, *spinning(tmp_path)).returncode == 0
+    try:
+        one_line(kvmkit("exec", "--timeout", "1", "mute", "true"), 124, "did not answer within 1 s")
+        assert kvmkit("pause", "mute").returncode == 0
+        one_line(kvmkit("exec", "mute", "true"), 1, "paused")
+    finally:
+        kvmkit("rm", "-f", "mute")
+    assert kvmkit("run", "-d", "--name", "mute", *spinning(tmp_path)).returncode == 0
+    try:
+        one_line(kvmkit("exec", "mute", "true"), 1, "no agent of kvmkit's")
+    finally:
+        kvmkit("rm", "-f", "mute")
+
+
+def test_what_has_no_root_disk_gets_no_size(kvmkit) -> None:
+    assert kvmkit("create", "--name", "none", "tiny").returncode == 0
+    try:
+        one_line(kvmkit("set", "none", "--root-size", "20G"), 2, "no root disk of its own")
+        assert "root_size" not in json.loads(kvmkit("inspect", "none").stdout)[0]["spec"]
+    finally:
+        kvmkit("rm", "none")
+
+
+def test_the_default_image_stays_a_vms(kvmkit, home: Path) -> None:
+    env = {**environment(), "KVMKIT_HOME": str(home), "KVMKIT_IMAGE": "tiny"}
+    subprocess.run([*COMMAND, "create", "--name", "kept"], env=env, check=True, capture_output=True)
+    try:
+        assert json.loads(kvmkit("inspect", "kept").stdout)[0]["spec"]["image"] == "tiny"
+    finally:
+        kvmkit("rm", "kept")

@@ -61,19 +61,19 @@ def execute(
                 size=terminal.size(0),
                 timeout=timeout,
             )
-            if relay is None:
-                try:
+            try:
+                if relay is None:
                     return _status(connection, argv[0])
-                except wire.Refused:
-                    from kvmkit.manager import foreign
+                relay.begin()
+                return _relayed(connection, relay, argv[0], tty)
+            except wire.Refused:
+                from kvmkit.manager import foreign
 
-                    if tty or not foreign.without_agent(home):
-                        raise
-                return foreign.execute(
-                    home, argv, stdin=0 if interactive else None, env=env, cwd=cwd, user=user, timeout=timeout
-                )
-            relay.begin()
-            return _relayed(connection, relay, argv[0], tty)
+                if tty or not foreign.without_agent(home):
+                    raise
+            return foreign.execute(
+                home, argv, stdin=0 if interactive else None, env=env, cwd=cwd, user=user, timeout=timeout
+            )
     finally:
         if connection is not None:
             connection.close()

@@ -76,12 +76,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(home: Home) -> Settings:
     """What the VM's image says of commands in it."""
-    from kvmkit.manager import files, imagesettings
-    from kvmkit.manager.home import SPEC
+    from kvmkit.manager import imagesettings
 
-    data = files.read(home.directory, SPEC)
-    if b'"image"' not in data:  # most have the default, which says nothing
-        return imagesettings.NONE
-    from kvmkit.manager import spec
-
-    return imagesettings.of(spec.decode(data, str(home.path / SPEC)).image, home.path)
+    return imagesettings.of(home.spec().image, home.path)

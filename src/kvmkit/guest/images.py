@@ -48,9 +48,12 @@ class GuestImage(msgspec.Struct, frozen=True):
         return (self.initrd, self.agent) if self.agent is not None else (self.initrd,)
 
 
+DEFAULT = "debian"
+
+
 def default() -> str:
     """The image of a VM that names none: debian, or what KVMKIT_IMAGE says."""
-    return os.environ.get("KVMKIT_IMAGE") or "debian"
+    return os.environ.get("KVMKIT_IMAGE") or DEFAULT
 
 
 def ensure(name: str = "tiny", progress: Progress | None = None) -> GuestImage:

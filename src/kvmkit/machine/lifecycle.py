@@ -38,8 +38,8 @@ class Machine:
     The console's input comes from `console_in` (-1: there is none), and its output goes to `console_out` when the spec
     says "attach"; both stay the caller's. `console_copy` gets its output too, on a thread of the machine's, and must
     not block. `boots` counts the guest's starts, `resets` how often it was to begin anew. `agent_fd` is the
-    client's end of the stream to the guest's second serial port, open until `close`. `ended_fd` becomes readable when the machine
-    has ended.
+    client's end of the stream to the guest's second serial port, open until `close`. `ended_fd` becomes readable when
+    the machine has ended.
 
     Making one checks the spec, takes the engine and loads the kernel, and raises BadInput or HostError in one line.
     """

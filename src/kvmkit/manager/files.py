@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 LARGEST = 16 << 20
 
@@ -82,12 +83,17 @@ def replace_or_use_spare(directory: int, name: str, data: bytes) -> None:
 
 def _replace_by_spare(directory: int, name: str, data: bytes) -> None:
     spare, old = _spare(name), f".{name}.old"
-    fd = os.open(spare, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        fd = os.open(spare, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:  # none was set aside
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
     try:
         os.pwrite(fd, data.ljust(SPARE_BYTES), 0)  # JSON may end in spaces; and its room stays whole
     finally:
         os.close(fd)
     try:
+        with suppress(FileNotFoundError):  # of one that was killed at this
+            os.unlink(old, dir_fd=directory)
         os.link(name, old, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         old = ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadInput, KvmkitError
-from kvmkit.guest.qga import PORT, GuestAgentError, QemuGuestAgent
-from kvmkit.manager import files, spec
-from kvmkit.manager.home import SPEC
+from kvmkit.guest.qga import PORT, SECONDS, GuestAgentError, GuestAgentTimeout, QemuGuestAgent
 from kvmkit.manager.sockets import port_path
 
 if TYPE_CHECKING:
@@ -18,30 +17,52 @@ if TYPE_CHECKING:
     from kvmkit.manager.home import Home
 
 INPUT_MAX = 8 << 20
-START_SECONDS = 300.0
+START_SECONDS = 180.0
+QUIET_SECONDS = 2.0
+"""After which somebody at a terminal is told what is waited for."""
 
 
 def without_agent(home: Home) -> bool:
-    return not spec.decode(files.read(home.directory, SPEC), str(home.path / SPEC)).with_agent
+    return not home.spec().with_agent
 
 
-def connect(home: Home, seconds: float = START_SECONDS) -> QemuGuestAgent:
-    """qemu-ga of a VM that runs; a guest that is starting is waited for. KvmkitError: it has no port for it."""
+def connect(home: Home, timeout: float | None = None) -> QemuGuestAgent:
+    """qemu-ga of a VM that runs; a guest that is starting is waited for.
+
+    KvmkitError: it has no port for it, is paused, or nobody answers. GuestAgentTimeout: not within `timeout` seconds.
+    """
+    path = _port(home)
+    began = time.monotonic()
+    end = began + (START_SECONDS if timeout is None else min(timeout, START_SECONDS))
+    told = not sys.stderr.isatty()
+    while True:
+        if home.load().state == "paused":
+            raise KvmkitError(f"{home.name} is paused: kvmkit resume {home.name}")
+        try:
+            return QemuGuestAgent(path, timeout=max(0.1, min(SECONDS, end - time.monotonic())))
+        except GuestAgentError as error:
+            now = time.monotonic()
+            if now >= end and timeout is not None and timeout <= START_SECONDS:
+                raise GuestAgentTimeout(f"{home.name}: qemu-ga did not answer within {timeout:g} s") from None
+            if now >= end or not home.running():
+                raise KvmkitError(f"{home.name}: its guest has no agent of kvmkit's, and {error}") from None
+        if not told and now - began >= QUIET_SECONDS:
+            told = True
+            print(f"kvmkit: waiting for qemu-ga in {home.name}'s guest (Ctrl-C ends that)", file=sys.stderr)
+        time.sleep(min(0.5, max(0.0, end - now)))
+
+
+def _port(home: Home) -> str:
     try:
         path = port_path(home, PORT)
     except BadInput:
+        path = ""
+    if not path or not os.path.exists(path):
         raise KvmkitError(
             f"{home.name}: its guest has no agent of kvmkit's, nor a port for qemu-ga: start it with "
             f"--console-port {PORT}, or use `kvmkit ssh {home.name}`"
-        ) from None
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return QemuGuestAgent(path)
-        except GuestAgentError as error:
-            if time.monotonic() >= end or not home.running():
-                raise KvmkitError(f"{home.name}: its guest has no agent of kvmkit's, and {error}") from None
-        time.sleep(0.5)
+        )
+    return path
 
 
 def execute(
@@ -61,8 +82,10 @@ def execute(
     if user:
         words = ["/sbin/runuser", "-u", user, "--", *words]
     data = _all(stdin) if stdin is not None else b""
-    with connect(home) as agent:
-        done = agent.execute(words, input=data, env=env or {}, timeout=timeout)
+    began = time.monotonic()
+    with connect(home, timeout) as agent:
+        left = None if timeout is None else max(0.1, timeout - (time.monotonic() - began))
+        done = agent.execute(words, input=data, env=env or {}, timeout=left)
     for fd, text in (stdout, done.stdout), (stderr, done.stderr):
         view = memoryview(text)
         while view:

@@ -46,11 +46,14 @@ class Room:
             found = os.statvfs(path)
         except OSError:
             return
-        room = found.f_bavail * found.f_frsize
+        if not found.f_blocks:
+            return  # it does not tell
+        room = (found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize  # root has what is kept for it
         if room < FULL_BYTES and path not in self._told:
             self._told.add(path)
             self._tell(
-                f"disk {path}: no space is left on the host's file system; the guest that writes sees an I/O error"
+                f"disk {path}: no space is left on the host's file system; a guest that writes new data there sees "
+                "I/O errors"
             )
         elif room >= AGAIN_BYTES:
             self._told.discard(path)

@@ -29,6 +29,8 @@ LAYER = "layer.raw"
 BASE_SERIAL, LAYER_SERIAL = "kvmkit-base", "kvmkit-layer"
 """By which the agent knows them (agent/root.c). They come after the VM's other disks, whose names so stay."""
 
+NONE = "it has no root disk of its own: it keeps its changes in memory, or runs a kernel alone"
+
 
 def base(image: GuestImage) -> tuple[Disk, ...]:
     return (Disk(path=str(image.root), readonly=True, serial=BASE_SERIAL, queues=1),) if image.root is not None else ()
@@ -111,16 +113,12 @@ def with_layer(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
     return msgspec.structs.replace(machine, disks=(*machine.disks, disk))
 
 
-def has_one(machine: MachineSpec) -> bool:
-    return any(disk.serial == LAYER_SERIAL or _is_own(disk.path) for disk in machine.disks)
-
-
 def number(machine: MachineSpec) -> int:
     """Which of the machine's disks is the VM's own root disk. BadInput: it has none."""
     for index, disk in enumerate(machine.disks):
         if disk.serial == LAYER_SERIAL or _is_own(disk.path):
             return index
-    raise BadInput("it has no root disk of its own: it keeps its changes in memory, or runs a kernel alone")
+    raise BadInput(NONE)
 
 
 def _is_own(path: str) -> bool:
@@ -146,17 +144,15 @@ def grow(home: Home, text: str) -> str:
 
     One that was never started gets it at its start.
     """
-    from kvmkit.guest import library
-
     where = f"--root-size {text}"
     size = size_of(text)
     with home.changing():
         if home.running():
             raise Busy(f"{home.name} was started meanwhile; try again")
-        path = next((found for name in (LAYER, library.DISK) if (found := home.path / name).exists()), None)
-        if path is not None:
-            if size < path.stat().st_size:
-                raise BadInput(f"{where}: smaller than it is: what is behind that would be lost; it can only grow")
+        path, made = _found(home)
+        if path is not None and size < path.stat().st_size:
+            raise BadInput(f"{where}: smaller than it is: what is behind that would be lost; it can only grow")
+        if path is not None and made:
             try:
                 os.truncate(path, size)
             except OSError as error:
@@ -165,12 +161,33 @@ def grow(home: Home, text: str) -> str:
     return f"root disk: {size} bytes"
 
 
+def _found(home: Home) -> tuple[Path | None, bool]:
+    """The root disk of a VM that does not run, or the image's that it will be a copy of; and whether it is the VM's.
+    BadInput: it has none."""
+    from kvmkit.guest import images, library
+
+    for name in (LAYER, library.DISK):
+        if (home.path / name).exists():
+            return home.path / name, True
+    wanted = home.spec()
+    image = wanted.image or images.default()
+    if wanted.alone or image == "tiny" or (wanted.kernel and not wanted.image):
+        raise BadInput(NONE)
+    whole = library.root() / image / library.DISK
+    return (whole if whole.exists() else None), False
+
+
 def note_size(home: Home, size: int) -> None:
     """Keep it in the VM's spec."""
+    from kvmkit.guest import layer
     from kvmkit.manager import files, spec
     from kvmkit.manager.home import SPEC
 
-    wanted = spec.decode(files.read(home.directory, SPEC), SPEC)
+    wanted = home.spec()
+    try:
+        layer.check_size(size)
+    except BadInput:
+        return  # a disk image that is smaller than any layer: it is a file of its own, and has its size
     text = f"{size >> 10}K"
     if wanted.root_size == text or home.load().temporary:
         return

@@ -163,10 +163,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return memory
 
     def identified(self) -> VmSpec:
-        """The same with an address for its first card, which stays with it."""
+        """The same with what stays with it: an address for its first card, and the image that KVMKIT_IMAGE names."""
+        from kvmkit.guest import images
         from kvmkit.machine.networks import default_mac
 
-        return self if self.mac else msgspec.structs.replace(self, mac=default_mac())
+        image = self.image
+        if not image and not self.alone and not self.kernel and images.default() != images.DEFAULT:
+            image = images.default()
+        return msgspec.structs.replace(self, mac=self.mac or default_mac(), image=image)
 
     def root_bytes(self) -> int:
         """The size of the layer above the image's root disk; 0: as it comes. BadInput: it can't be one."""

@@ -348,18 +348,30 @@ class Vmm:
         from kvmkit.machine import changes
         from kvmkit.manager import rootdisk
 
+        if what not in ("disk", "root-size"):
+            return changes.SETTABLE[what](self.machine, text)
+        before = self._root_size()
         if what == "root-size":
-            number = rootdisk.number(self.machine.spec)
             rootdisk.size_of(text)
+            number = rootdisk.number(self.machine.spec)
             now = changes.set_disk(self.machine, f"{number},size={text}", f"--root-size {text}")
         else:
-            now = changes.SETTABLE[what](self.machine, text)
-        if what in ("disk", "root-size") and rootdisk.has_one(self.machine.spec):
-            number = rootdisk.number(self.machine.spec)
-            size = self.machine.change(lambda board: board.virtio.disks[number].size)
-            rootdisk.note_size(self.home, size)
+            now = changes.set_disk(self.machine, text)
+        size = self._root_size()
+        if size != before:
             self.client.grow_root(size)
+            rootdisk.note_size(self.home, size)
         return now
+
+    def _root_size(self) -> int:
+        """In bytes; 0: it has no root disk of its own."""
+        from kvmkit.manager import rootdisk
+
+        try:
+            number = rootdisk.number(self.machine.spec)
+        except BadInput:
+            return 0
+        return self.machine.change(lambda board: board.virtio.disks[number].size)
 
     def numbers(self) -> dict[str, Any]:
         """What `kvmkit stats` and `kvmkit inspect` show of it."""
