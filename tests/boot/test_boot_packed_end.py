@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kernel_images import CODECS, code, elf64
 
 from kvmkit.boot import load
-from kvmkit.boot.packed_end import DamagedError, TruncatedError, UnknownError, skip
+from kvmkit.boot.initrd import _wrong
+from kvmkit.boot.packed_end import Budget, DamagedError, TruncatedError, UnknownError, skip
 from kvmkit.errors import BadInput
 
 PLAIN = code(3 << 20)
@@ -66,6 +67,45 @@ def test_what_is_damaged_or_a_bomb_is_not_called_truncated(monkeypatch):
     for data in (*bombs, b"", b"\x1f", b"plain"):
         with pytest.raises(UnknownError):
             skip(memoryview(data))
+
+
+def test_all_streams_of_a_file_share_a_budget(memory, file, monkeypatch, tmp_path):
+    monkeypatch.setattr("kvmkit.boot.packed_end.LARGEST", 5 << 20)
+    member, budget = gzip.compress(bytes(2 << 20)), Budget()
+    for left in (3 << 20, 1 << 20):
+        assert skip(memoryview(member), budget) == len(member)
+        assert budget.left == left
+    with pytest.raises(UnknownError):
+        skip(memoryview(member), budget)
+    kernel, path = file(elf64(code(9000))), tmp_path / "initrd"
+    path.write_bytes(member + member[:-1])
+    with pytest.raises(BadInput, match="truncated"):
+        load(memory, kernel, initrd=[path])
+    path.write_bytes(2 * member + member[:-1])  # further than one looks
+    load(memory, kernel, initrd=[path])
+
+
+@st.composite
+def archives(draw):
+    """Plain ones, whose headers have numbers or what int() takes for some."""
+    fields = st.sampled_from((b"%08X", b"-%07X", b"+%07x", b" %07X", b"%07X ", b"0x%06X", b"%03X_000", b"\0%07X"))
+    made = b""
+    for _ in range(draw(st.integers(1, 4))):
+        size, length = (draw(fields) % draw(st.integers(0, 200)) for _ in range(2))
+        made += b"070701" + b"0" * 48 + size + b"0" * 32 + length + b"0" * 8 + draw(st.binary(max_size=40))
+        made += bytes(-len(made) % 4)
+    return made
+
+
+@given(data=st.binary(max_size=300) | archives())
+@settings(deadline=None)
+def test_any_bytes_are_walked_through(data):
+    assert isinstance(_wrong(memoryview(data)), str)
+
+
+def test_a_negative_size_is_no_way_back():
+    data = b"070701" + b"0" * 48 + b"-000007C" + b"0" * 32 + b"00000009" + b"0" * 8 + b"12345678\0"
+    assert _wrong(memoryview(data + bytes(9))) == ""
 
 
 @given(data=st.binary(max_size=300), kind=st.sampled_from((b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18", b"\xfd7zXZ\0")))

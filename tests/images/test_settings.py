@@ -8,17 +8,21 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from tests.vms.conftest import Kvmkit, caller
 
-from kvmkit.guest import images, library, store
+from kvmkit.errors import BadInput
+from kvmkit.guest import bootstrap, images, library, oci, store
+from kvmkit.guest.progress import Silent
 from kvmkit.guest.store import Manifest
+from kvmkit.manager import imagefiles
 
 
-def layout(target: Path, config: dict) -> None:
+def layout(target: Path, config: object) -> None:
     """An OCI layout of one layer, whose only program is the one that tells what it was given."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
@@ -86,8 +90,6 @@ def test_a_container_image_runs_as_it_says(kvmkit: Kvmkit, tmp_path: Path) -> No
 
 
 def made(name: str) -> Path:
-    from kvmkit.guest.progress import Silent
-
     def fill(work: Path, progress: object) -> Manifest:
         for file in ("vmlinuz", "initrd", library.ROOT_DISK):
             (work / "image" / file).write_bytes(b"as it was made")
@@ -117,10 +119,70 @@ def test_prune_removes_what_is_replaced_and_half_made(tmp_path: Path) -> None:
     run = caller(tmp_path)
     base = tmp_path / "cache" / "images" / "debian"
     current = f"{images.directory_of('debian').name}"
-    for name in (current, "2.1", ".2.1.999999999"):
+    for name in (current, "2.1", ".2.1.999999999", f".2.1.{os.getpid()}"):
         (base / name).mkdir(parents=True)
         (base / name / "root.erofs").write_bytes(b"x")
     done = run("image", "prune")
     assert done.returncode == 0, done
     assert sorted(done.stdout.split()) == sorted(str(base / name) for name in ("2.1", ".2.1.999999999"))
-    assert os.listdir(base) == [current]
+    assert sorted(os.listdir(base)) == sorted([current, f".2.1.{os.getpid()}"])
+
+
+def test_prune_tells_of_no_more_than_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMKIT_HOME", str(tmp_path))
+    base = tmp_path / "cache" / "images" / "debian"
+    base.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (base / "2.1").symlink_to(tmp_path / "elsewhere")  # shutil.rmtree refuses it, also to root
+    (base / ".2.1.999999999").symlink_to(tmp_path / "elsewhere")
+    assert library.prune({"debian": base / "3"}) == []
+    assert (base / "2.1").exists()
+
+
+def test_trees_of_builds_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "kvmkit-build-999999999-a" / "root").mkdir(parents=True)
+    (tmp_path / "kvmkit-build-999999999-b").symlink_to("nowhere")
+    (tmp_path / f"kvmkit-build-{os.getpid()}-c").mkdir()
+    bootstrap._sweep()
+    assert set(os.listdir(tmp_path)) == {"kvmkit-build-999999999-b", f"kvmkit-build-{os.getpid()}-c"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"Env": 5}, "got `int` - at `$.Env`"),
+        ("x", "got `str`"),
+        ({"Cmd": "sh"}, "at `$.Cmd`"),
+        ({"Entrypoint": [1]}, "at `$.Entrypoint[0]`"),
+        ({"User": {}}, "at `$.User`"),
+    ],
+)
+def test_a_container_image_with_impossible_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: object, message: str
+) -> None:
+    monkeypatch.setenv("KVMKIT_HOME", str(tmp_path))
+    layout(tmp_path / "oci", config)
+    with pytest.raises(BadInput) as caught:
+        imagefiles.pull(f"oci:{tmp_path}/oci", "contained", Silent())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in library.root().iterdir() if not path.name.endswith(".lock")] == []
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [{"config": 5, "layers": []}, {"layers": []}, {"manifests": [7]}, {"manifests": [{"platform": 1}]}],
+)
+def test_an_oci_layout_that_is_none_is_refused(tmp_path: Path, manifest: dict) -> None:
+    (tmp_path / "oci-layout").write_text("{}")
+    data = json.dumps(manifest).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (tmp_path / "blobs" / "sha256").mkdir(parents=True)
+    (tmp_path / "blobs" / "sha256" / digest).write_bytes(data)
+    kind = "application/vnd.oci.image." + ("index" if "manifests" in manifest else "manifest") + ".v1+json"
+    entry = {"digest": f"sha256:{digest}", "mediaType": kind}
+    (tmp_path / "index.json").write_text(json.dumps({"manifests": [entry]}))
+    made = oci.Layout(tmp_path)
+    with pytest.raises(BadInput, match="in it"):
+        made.config(made.manifest())

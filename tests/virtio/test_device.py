@@ -176,6 +176,8 @@ def test_what_a_driver_asks_for_before_it_settles_is_saved(memory: GuestMemory) 
         settled = {**driver.device.state(), "status": 11}
         with pytest.raises(BadInput, match="features that this device does not offer"):
             other.device.restore(settled)
+        with pytest.raises(BadInput, match="never settled"):
+            other.device.restore({**driver.device.state(), "status": 7})
 
 
 def test_no_descriptor_stays(memory: GuestMemory) -> None:

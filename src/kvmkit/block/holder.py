@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+
+_LOCKED = re.compile(r"another process using the image \[(.*)\]\?")
 
 
 def holder(fd: int) -> str:
@@ -19,6 +22,12 @@ def holder(fd: int) -> str:
         if "->" not in row and len(row) > 5 and row[5] == key and row[4].isdigit() and int(row[4]) != os.getpid():
             return _named(int(row[4]))
     return "another VM or program"
+
+
+def locked_image(said: str) -> str:
+    """The image that one of QEMU's programs says it can't lock, as another has it; "" where it says something else."""
+    found = _LOCKED.search(said)
+    return found[1] if found is not None else ""
 
 
 def opener(path: str) -> str:

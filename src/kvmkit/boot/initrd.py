@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _PACKED = (
 _FILE_SYSTEMS = (b"-rom1fs-", b"hsqs", b"\x45\x3d\xcd\x28")  # romfs, squashfs, cramfs
 _EXT2 = slice(0x438, 0x43A)
 _TRAILER = b"TRAILER!!!\0"
+_NUMBER = re.compile(rb"[0-9A-Fa-f]{8}")
 _PIECE = 64 << 10
 _PARTS = 16
 """Archives in one file that are looked at: a distribution's has two or three."""
@@ -66,7 +68,7 @@ def _wrong(data: memoryview) -> str:
     """
     if bytes(data[-1024:]).rstrip(b"\0").endswith(_TRAILER[:-1]):
         return ""
-    at = 0
+    at, budget = 0, packed_end.Budget()
     for _ in range(_PARTS):
         while (piece := bytes(data[at : at + _PIECE])) and not piece.strip(b"\0"):  # zeros between archives
             at += len(piece)
@@ -79,7 +81,7 @@ def _wrong(data: memoryview) -> str:
                 return lacks and f"truncated: {lacks}"
             continue
         try:
-            at += packed_end.skip(data[at:])
+            at += packed_end.skip(data[at:], budget)
         except packed_end.TruncatedError:
             return "truncated: its compressed data has no end"
         except packed_end.DamagedError as error:
@@ -95,10 +97,10 @@ def _plain(data: memoryview, at: int) -> tuple[int, str]:
         header = bytes(data[at : at + 110])
         if len(header) < 110:
             return at, "it ends in a file's header"
-        try:
-            size, length = int(header[54:62], 16), int(header[94:102], 16)
-        except ValueError:
+        numbers = header[54:62], header[94:102]
+        if not all(map(_NUMBER.fullmatch, numbers)):
             return -1, ""  # not truncated but damaged, which the guest's kernel tells
+        size, length = (int(number, 16) for number in numbers)
         name = bytes(data[at + 110 : at + 110 + min(length, 4096)])
         start = at + (110 + length + 3 & ~3)
         at = start + (size + 3 & ~3)

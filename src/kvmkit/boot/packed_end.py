@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 LARGEST = 512 << 20
-"""Bytes that are unpacked for this at most, some two seconds' worth: a few KiB may claim to be more than any RAM."""
+"""Bytes of a file that are unpacked for this at most, some two seconds' worth: a few KiB may claim to be more than any
+RAM."""
 LARGEST_LZ4 = (8 << 20) + (8 << 20) // 255 + 16
 """What a block of 8 MiB may be packed to."""
 _CHUNK = 1 << 20
@@ -26,17 +27,24 @@ class DamagedError(Exception):
 
 
 class UnknownError(Exception):
-    """Its end is not known: impossible lengths, more than LARGEST unpacked, or no format that Linux unpacks."""
+    """Its end is not known: impossible lengths, more than the budget unpacked, or no format that Linux unpacks."""
 
 
-def skip(data: memoryview) -> int:
+class Budget:
+    """`left`: bytes that may still be unpacked, of all the streams of one file together."""
+
+    def __init__(self) -> None:
+        self.left = LARGEST
+
+
+def skip(data: memoryview, budget: Budget | None = None) -> int:
     """The length of the compressed stream at the start of `data`, or more where all of `data` ends as it should.
 
-    Raises TruncatedError, DamagedError and UnknownError.
+    `budget`: the file's, which goes down by what is unpacked. Raises TruncatedError, DamagedError and UnknownError.
     """
     for magic, skipper in _SKIPPERS:
         if data[: len(magic)] == magic:
-            return skipper(data)
+            return skipper(data, Budget() if budget is None else budget)
     raise UnknownError
 
 
@@ -52,8 +60,8 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _unpacked(data: memoryview, unpacker: _Unpacker) -> int:
-    at = total = 0
+def _unpacked(data: memoryview, budget: Budget, unpacker: _Unpacker) -> int:
+    at = 0
     given = b""
     while not unpacker.eof:
         # zlib's gives back what it has no room for; the others keep it.
@@ -63,31 +71,31 @@ def _unpacked(data: memoryview, unpacker: _Unpacker) -> int:
             given = bytes(data[at : at + _CHUNK])
             at += len(given)
         try:
-            total += len(unpacker.decompress(given, _CHUNK))
+            budget.left -= len(unpacker.decompress(given, _CHUNK))
         except (zlib.error, OSError, ValueError) as error:  # OSError and ValueError are bz2's
             raise DamagedError(str(error)) from error
         given = getattr(unpacker, "unconsumed_tail", b"")
-        if total > LARGEST:
+        if budget.left < 0:
             raise UnknownError
     return at - len(unpacker.unused_data)
 
 
-def _gzip(data: memoryview) -> int:
+def _gzip(data: memoryview, budget: Budget) -> int:
     """RFC 1952: its end is a checksum of what it unpacks to, so that nothing less than unpacking tells."""
-    return _unpacked(data, zlib.decompressobj(wbits=31))
+    return _unpacked(data, budget, zlib.decompressobj(wbits=31))
 
 
-def _bzip2(data: memoryview) -> int:
+def _bzip2(data: memoryview, budget: Budget) -> int:
     """Its end is 48 bits, a checksum of 32, and up to 7 bits that fill the last byte."""
     tail = int.from_bytes(data[-11:], "big")
     if any(tail >> 32 + fill & (1 << 48) - 1 == 0x177245385090 for fill in range(8)):
         return len(data)
     import bz2
 
-    return _unpacked(data, bz2.BZ2Decompressor())
+    return _unpacked(data, budget, bz2.BZ2Decompressor())
 
 
-def _xz(data: memoryview) -> int:
+def _xz(data: memoryview, budget: Budget) -> int:
     """The .xz file format, 2.1.2: a footer of 12 bytes, with a checksum and a mark; zeros may follow."""
     end = len(data)
     while end and data[end - 1] == 0 and len(data) - end < _CHUNK:
@@ -97,20 +105,20 @@ def _xz(data: memoryview) -> int:
         return len(data)
     import lzma
 
-    return _lzma_unpacked(data, lzma.FORMAT_XZ)
+    return _lzma_unpacked(data, budget, lzma.FORMAT_XZ)
 
 
-def _lzma(data: memoryview) -> int:
+def _lzma(data: memoryview, budget: Budget) -> int:
     import lzma
 
-    return _lzma_unpacked(data, lzma.FORMAT_ALONE)
+    return _lzma_unpacked(data, budget, lzma.FORMAT_ALONE)
 
 
-def _lzma_unpacked(data: memoryview, form: int) -> int:
+def _lzma_unpacked(data: memoryview, budget: Budget, form: int) -> int:
     import lzma
 
     try:
-        return _unpacked(data, lzma.LZMADecompressor(form, memlimit=LARGEST))
+        return _unpacked(data, budget, lzma.LZMADecompressor(form, memlimit=LARGEST))
     except lzma.LZMAError as error:  # one for all: too large a dictionary, too
         raise UnknownError from error
 
@@ -134,7 +142,7 @@ class _Reader:
         return int.from_bytes(self.data[start : self.at], "little")
 
 
-def _zstd(data: memoryview) -> int:
+def _zstd(data: memoryview, budget: Budget) -> int:
     """RFC 8878, 3.1.1: frames of blocks with their lengths, the last of which is marked."""
     reader = _Reader(data, 4)
     descriptor = reader.number(1)
@@ -152,7 +160,7 @@ def _zstd(data: memoryview) -> int:
     return reader.at
 
 
-def _lz4(data: memoryview) -> int:
+def _lz4(data: memoryview, budget: Budget) -> int:
     """doc/lz4_Frame_format.md of LZ4, "Legacy frame": blocks with their lengths; the end of data is the end."""
     reader = _Reader(data, 4)
     while len(data) - reader.at >= 4:
@@ -163,7 +171,7 @@ def _lz4(data: memoryview) -> int:
     return reader.at
 
 
-def _lzo(data: memoryview) -> int:
+def _lzo(data: memoryview, budget: Budget) -> int:
     """The lzop format: a header, then blocks with their lengths, then a length of 0."""
     from . import lzop
 
@@ -175,7 +183,7 @@ def _lzo(data: memoryview) -> int:
         raise UnknownError from error
 
 
-_SKIPPERS: tuple[tuple[bytes, Callable[[memoryview], int]], ...] = (
+_SKIPPERS: tuple[tuple[bytes, Callable[[memoryview, Budget], int]], ...] = (
     (b"\x1f\x8b", _gzip),
     (b"BZh", _bzip2),
     (b"\x5d\x00\x00", _lzma),

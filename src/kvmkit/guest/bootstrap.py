@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from kvmkit.errors import HostError
@@ -158,8 +159,9 @@ def _sweep() -> None:
     for place in {"/dev/shm", tempfile.gettempdir()}:
         for left in Path(place).glob(f"{_SCRATCH}*"):
             pid = left.name.removeprefix(_SCRATCH).partition("-")[0]
-            if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and left.stat().st_uid == os.geteuid():
-                shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):  # another build's, gone meanwhile
+                if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and left.lstat().st_uid == os.geteuid():
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _roomy() -> str:

@@ -20,6 +20,7 @@ from kvmkit.paths import cache_dir, data_dir
 
 BUILT_IN = ("debian", "debian-systemd", "tiny")
 ROOT_DISK, DISK, SEED, USER_DATA = "root.erofs", "disk.raw", "seed.iso", "user-data"
+_WORK = re.compile(r"\.(.+)\.([0-9]+)", re.ASCII)  # as store.making calls it
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 
 
@@ -89,24 +90,32 @@ def remove(name: str) -> None:
 def prune(current: dict[str, Path]) -> list[Path]:
     """Remove builds of kvmkit's images that are not `current` (name -> directory), and what was half made.
 
-    Returns what was removed. VMs that were begun with one keep its files.
+    Returns what was removed, without what the file system does not let go. VMs that were begun with one keep its files.
     """
     gone = []
+    for stale in [*(cache_dir() / "images").glob("*/.*"), *root().glob(".*")]:
+        found = _WORK.fullmatch(stale.name)
+        if found is None or Path(f"/proc/{found[2]}").exists():
+            continue
+        with store.locked(stale.with_name(found[1])):  # its process may be one of another container's
+            gone += _removed(stale)
     for name, keep in current.items():
         base = cache_dir() / "images" / name
         for directory in sorted(path for path in base.glob("*") if path.is_dir()) if base.exists() else []:
             if directory == keep or directory.name.startswith("."):
                 continue
             with store.locked(directory):
-                store.remove_tree(directory)
-            directory.with_name(directory.name + ".lock").unlink(missing_ok=True)
-            gone.append(directory)
-    for stale in [*(cache_dir() / "images").glob("*/.*"), *root().glob(".*")]:
-        pid = stale.name.rpartition(".")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            store.remove_tree(stale)
-            gone.append(stale)
+                gone += (removed := _removed(directory))
+            if removed:
+                directory.with_name(directory.name + ".lock").unlink(missing_ok=True)
     return gone
+
+
+def _removed(path: Path) -> list[Path]:
+    """Remove a directory. Returns it, if it was there and is gone."""
+    was = path.exists()
+    store.remove_tree(path)
+    return [path] if was and not path.exists() else []
 
 
 def make(

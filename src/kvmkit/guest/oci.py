@@ -39,11 +39,11 @@ class Layout:
     def manifest(self, tag: str = "") -> dict[str, Any]:
         """The manifest of an image for this kind of computer. Without a tag, there may be but one."""
         index = self._json(self._directory / "index.json", None)
-        entries = index.get("manifests") or []
+        entries = _objects(index.get("manifests"), self._directory)
         if tag:
-            entries = [each for each in entries if (each.get("annotations") or {}).get(_REF) == tag]
+            entries = [each for each in entries if _tag(each) == tag]
         elif len(entries) > 1:
-            tags = ", ".join(str((each.get("annotations") or {}).get(_REF, "?")) for each in entries)
+            tags = ", ".join(_tag(each) or "?" for each in entries)
             raise BadInput(f"{self._directory}: several images; name one as oci:{self._directory}:TAG, of {tags}")
         if not entries:
             raise BadInput(f"{self._directory}: no image{f' {tag!r}' if tag else ''} in it")
@@ -52,11 +52,15 @@ class Layout:
             found = self._blob_json(entry)
             if entry.get("mediaType") not in _INDEX_TYPES and "layers" in found:
                 return found
-            entry = _for_this_computer(found.get("manifests") or [], self._directory)
+            entry = _for_this_computer(_objects(found.get("manifests"), self._directory), self._directory)
         raise BadInput(f"{self._directory}: its indexes lead nowhere")
 
     def config(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        return self._blob_json(manifest["config"])
+        return self._blob_json(_objects([manifest.get("config")], self._directory)[0])
+
+    def layers(self, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+        """Descriptors of them, the lowest first."""
+        return _objects(manifest.get("layers"), self._directory)
 
     def _blob_json(self, descriptor: dict[str, Any]) -> dict[str, Any]:
         return self._json(self.blob(descriptor), str(descriptor.get("digest")))
@@ -83,10 +87,26 @@ class Layout:
         return self._directory / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
 
+def _objects(given: object, where: Path) -> list[dict[str, Any]]:
+    """`given` itself: a list of objects, or none. BadInput: something else."""
+    if given is not None and not (isinstance(given, list) and all(isinstance(each, dict) for each in given)):
+        raise BadInput(f"{where}: a manifest or an index in it is not what an OCI layout has there")
+    return given or []
+
+
+def _tag(entry: dict[str, Any]) -> str:
+    notes = entry.get("annotations")
+    return str(notes.get(_REF) or "") if isinstance(notes, dict) else ""
+
+
 def _for_this_computer(entries: list[dict[str, Any]], where: Path) -> dict[str, Any]:
     for entry in entries:
-        platform = entry.get("platform") or {}
-        if platform.get("architecture") == "amd64" and platform.get("os", "linux") == "linux":
+        platform = entry.get("platform")
+        if (
+            isinstance(platform, dict)
+            and platform.get("architecture") == "amd64"
+            and platform.get("os", "linux") == "linux"
+        ):
             return entry
     raise BadInput(f"{where}: no image for linux/amd64 in it")
 
@@ -94,9 +114,7 @@ def _for_this_computer(entries: list[dict[str, Any]], where: Path) -> dict[str, 
 def read(layout: Layout, manifest: dict[str, Any], work: Path, progress: Progress, held: ExitStack) -> Tree:
     """The layers joined. Their contents lie in files below `work`, open until `held` ends. KvmkitError: damaged."""
     tree = Tree()
-    layers = manifest.get("layers") or []
-    if not isinstance(layers, list):
-        raise BadInput("the image's manifest has no list of layers")
+    layers = layout.layers(manifest)
     for number, descriptor in enumerate(layers):
         progress.step(f"unpacking layer {number + 1} of {len(layers)}")
         file = held.enter_context((work / f"layer{number}.tar").open("w+b"))

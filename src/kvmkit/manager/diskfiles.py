@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import msgspec
@@ -124,15 +123,12 @@ def info(path: Path) -> Info:
     return Info(str(path), form, size, found.st_blocks * 512, backing, user or _in_use(path))
 
 
-_LOCKED = re.compile(r"another process using the image \[(.*)\]\?")
-
-
 def _locked_by(error: KvmkitError) -> str:
     """Who has the image that qemu-img can't lock; empty: it failed for another reason."""
-    from kvmkit.block.holder import opener
+    from kvmkit.block.holder import locked_image, opener
 
-    locked = _LOCKED.search(str(error))
-    return opener(locked[1]) if locked is not None else ""
+    image = locked_image(str(error))
+    return opener(image) if image else ""
 
 
 def _call(*words: str) -> None:
@@ -140,9 +136,11 @@ def _call(*words: str) -> None:
     try:
         qemu_img.call(*words)
     except KvmkitError as error:
-        if (locked := _LOCKED.search(str(error))) is None:
+        from kvmkit.block.holder import locked_image
+
+        if not (image := locked_image(str(error))):
             raise
-        raise BadInput(f"{locked[1]}: in use by {_locked_by(error)}; end that first") from None
+        raise BadInput(f"{image}: in use by {_locked_by(error)}; end that first") from None
 
 
 def _format(path: Path) -> str:

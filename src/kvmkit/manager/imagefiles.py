@@ -8,6 +8,8 @@ import secrets
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest import images, layer, library, oci, qemu_img, rootdisk, store
 from kvmkit.guest.disk import archive, erofs, erofs_read
@@ -25,13 +27,30 @@ def name_of(source: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._") or "image"
 
 
+class _Settings(msgspec.Struct, frozen=True, rename="pascal"):
+    """`config` of a container image's configuration. Source: the OCI image specification, config.md."""
+
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    env: tuple[str, ...] | None = None
+    working_dir: str | None = None
+    user: str | None = None
+
+
+def _settings(config: object, reference: str) -> _Settings:
+    try:
+        return msgspec.convert(config or {}, _Settings)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{reference}: its config is none that a container image has: {error}") from None
+
+
 def pull(reference: str, name: str, progress: Progress, *, replace: bool = False) -> Manifest:
     """A container image as an image of ours: its tree on a root disk, with the kernel and the agent of `debian`."""
 
     def fill(work: Path, progress: Progress) -> Manifest:
         layout, tag = oci.locate(reference, work, progress)
         found = layout.manifest(tag)
-        config = layout.config(found).get("config") or {}
+        settings = _settings(layout.config(found).get("config"), reference)
         base = images.ensure("debian", progress)
         with ExitStack() as held:
             tree = oci.read(layout, found, work, progress, held)
@@ -41,16 +60,15 @@ def pull(reference: str, name: str, progress: Progress, *, replace: bool = False
                 erofs.write(tree, disk)
             packages = rootdisk.installed(tree)
         _take_kernel(base, work)
-        command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
         return Manifest(
             release=base.release,
             append=base.append,
             packages=packages,
             source=reference,
-            command=tuple(str(word) for word in command),
-            env=tuple(str(text) for text in config.get("Env") or []),
-            cwd=str(config.get("WorkingDir") or ""),
-            user=str(config.get("User") or "").partition(":")[0],  # its group is as the guest's /etc/passwd has it
+            command=(settings.entrypoint or ()) + (settings.cmd or ()),
+            env=settings.env or (),
+            cwd=settings.working_dir or "",
+            user=(settings.user or "").partition(":")[0],  # its group is as the guest's /etc/passwd has it
         )
 
     return library.make(name, fill, progress, replace=replace)

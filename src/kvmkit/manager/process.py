@@ -73,7 +73,7 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
 
     own = home.open_home(name)
     held: list[PidFile | Outlet] = []
-    vmm: Vmm | None = None
+    begun: Vmm | None = None
     try:
         wanted = own.spec()
         if wanted.pidfile:
@@ -89,23 +89,23 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
             from kvmkit.manager import seed
 
             machine = seed.attached(machine, own.path, wanted.user_data)
-        vmm = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
+        vmm = begun = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
         if wanted.serial:
             from kvmkit.manager import events, outlet
 
             led = outlet.attach(vmm, wanted.serial, lambda text: events.note(name, "serial port", text))
             held += [led] if led is not None else []
+        signals = _signals()
+        vmm.server.watch(signals, lambda events: _terminated(vmm, signals))
+        job = _job(vmm, wanted, own) if wanted.with_agent else None
+        vmm.start()
     except BaseException as error:
-        if vmm is not None:  # otherwise it has noted that itself
-            vmm.not_started(error)
+        if begun is not None:  # otherwise it has noted that itself
+            begun.not_started(error)
         for taken in held:
             taken.close()
         own.close()  # the lock with it, before anybody is told
         raise
-    signals = _signals()
-    vmm.server.watch(signals, lambda events: _terminated(vmm, signals))
-    job = _job(vmm, wanted, own) if wanted.with_agent else None
-    vmm.start()
 
     def run() -> Ended:
         ended = vmm.serve()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from kvmkit.block.formats import Layer, layers, remote
-from kvmkit.block.holder import opener
+from kvmkit.block.holder import locked_image, opener
 from kvmkit.errors import BadInput, HostError
 from kvmkit.packages import how
 
@@ -18,16 +17,13 @@ from .daemon import Daemon, find
 PORTS = {"nbd": 10809, "iscsi": 3260}
 
 
-_LOCKED = re.compile(r"another process using the image \[(.*)\]\?")
-
-
 class StorageDaemon(Daemon):
     def why(self) -> str:
         """The last line it said; of an image that is in use, by whom."""
         said = super().why()
-        if (locked := _LOCKED.search(said)) is None:
+        if not (image := locked_image(said)):
             return said
-        return f"{os.path.basename(locked[1])} is in use by {opener(locked[1])}; end that first"
+        return f"{os.path.basename(image)} is in use by {opener(image)}; end that first"
 
 
 def program() -> str:

@@ -346,6 +346,8 @@ class VirtioDevice(Served):
         if saved.kind != self.kind or len(saved.queues) != len(self.queues):
             raise BadInput(f"saved state of {self.name}: it is another device's")
         settled = saved.status & FEATURES_OK  # before, a driver may have written anything there
+        if saved.status & DRIVER_OK and not settled:
+            raise BadInput(f"saved state of {self.name}: its driver works with features that were never settled")
         if settled and saved.accepted & ~self.features:
             raise BadInput(f"saved state of {self.name}: its driver uses features that this device does not offer")
         self.accepted = saved.accepted
