@@ -129,7 +129,7 @@ def compiled(path: Path, source: bytes) -> bytes:
     except OSError:
         code = b""
     if code.startswith(head + time + size):
-        return head + bytes(4) + code[8:]
+        return head + bytes(4) + code[12:]
     try:
         return head + bytes(4) + size + marshal.dumps(compile(source, str(path), "exec", dont_inherit=True))
     except (SyntaxError, ValueError):
