@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 from kvmkit.errors import HostError
@@ -19,6 +20,11 @@ SEABIOS = (
     "/usr/local/share/qemu/bios-256k.bin",
 )
 """Where distributions put SeaBIOS: Debian and Fedora, Arch and openSUSE, builds of QEMU."""
+
+
+def program() -> list[str]:
+    """The command that is kvmkit, as ./kvmkit has it: by its file, not by -m, which would load more of Python first."""
+    return [sys.executable, "-P", str(Path(__file__).with_name("__main__.py"))]
 
 
 def cache_dir() -> Path:

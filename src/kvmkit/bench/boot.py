@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,10 +12,10 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-import kvmkit
 from kvmkit.bench import qemu
 from kvmkit.bench.processes import Child, RunFailedError, resident_mapping, status_bytes
 from kvmkit.bench.summary import Spread, pairs, shown, spread, table
+from kvmkit.paths import program
 
 if TYPE_CHECKING:
     from kvmkit.guest.images import GuestImage
@@ -115,11 +114,10 @@ def append(image: GuestImage) -> str:
 
 
 def kvmkit_command(accel: str, memory: int) -> list[str]:
-    """`kvmkit run` as ./kvmkit starts it: by its file, not by -m, which would load more of Python first."""
-    program = Path(kvmkit.__file__).with_name("__main__.py")
+    """`kvmkit run` as ./kvmkit starts it."""
     # QEMU has no card and no vsock either.
     options = ["--accel", accel, "--memory", f"{memory // 1024}K", "--net", "none", "--no-vsock"]
-    return [sys.executable, "-P", str(program), "run", "tiny", *options]
+    return [*program(), "run", "tiny", *options]
 
 
 def guest_ram_of_kvmkit(accel: str, memory: int, timeout: float) -> int | None:

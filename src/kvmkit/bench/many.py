@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-import kvmkit
 from kvmkit.bench.own_home import own_home, started
 from kvmkit.bench.processes import RunFailedError
 from kvmkit.bench.summary import Spread, shown, spread, table
 from kvmkit.errors import BadInput, KvmkitError
+from kvmkit.host.pages import meminfo
+from kvmkit.host.system import Host
+from kvmkit.paths import program
 
 if TYPE_CHECKING:
     from kvmkit.guest.progress import Progress
@@ -113,11 +113,8 @@ def _look(report: ManyReport, homes: list[Home], seconds: float) -> None:
 
 
 def _ps(count: int) -> float:
-    program = Path(kvmkit.__file__).with_name("__main__.py")
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-P", str(program), "ps"], stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    done = subprocess.run([*program(), "ps"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     took = (time.perf_counter() - began) * 1e3
     if done.returncode or done.stdout.count(b"running") != count:
         raise RunFailedError(f"kvmkit ps: status {done.returncode}, not {count} VMs")
@@ -138,8 +135,7 @@ def _proportional(pid: int) -> int:
 
 
 def _available() -> int:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), 0)
+    return meminfo(Host()).get("MemAvailable", 0)
 
 
 def show(report: ManyReport, stream: IO[str]) -> None:

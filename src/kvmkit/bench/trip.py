@@ -6,16 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-import kvmkit
 from kvmkit.bench.own_home import own_home, started
 from kvmkit.bench.processes import RunFailedError
 from kvmkit.bench.summary import Spread, shown, spread, table
 from kvmkit.errors import KvmkitError
+from kvmkit.paths import program
 
 if TYPE_CHECKING:
     from kvmkit.guest.progress import Progress
@@ -70,8 +69,7 @@ def measure(accel: str, image: str, runs: int, timeout: float, progress: Progres
 
 def command(name: str) -> list[str]:
     """`kvmkit exec NAME true`, as ./kvmkit comes to it."""
-    program = Path(kvmkit.__file__).with_name("__main__.py")
-    return [sys.executable, "-P", str(program), "exec", name, "true"]
+    return [*program(), "exec", name, "true"]
 
 
 def _round(home: Home, timeout: float) -> dict[str, float]:

@@ -109,4 +109,4 @@ def _plain(data: memoryview, at: int) -> tuple[int, str]:
         if start + size > len(data):
             shown = name.rstrip(b"\0").decode(errors="replace")
             return at, f"{shown or 'a file'} has {max(len(data) - start, 0)} of {size} bytes"
-    return (-1, "it has no end") if at >= len(data) else (-1, "")
+    return -1, "it has no end" if at >= len(data) else ""

@@ -66,14 +66,14 @@ def execute(
                     return _status(connection, argv[0])
                 relay.begin()
                 return _relayed(connection, relay, argv[0], tty)
-            except wire.Refused:
+            except wire.Refused as refused:
+                if tty:
+                    raise
                 from kvmkit.manager import foreign
 
-                if tty or not foreign.without_agent(home):
-                    raise
-            return foreign.execute(
-                home, argv, stdin=0 if interactive else None, env=env, cwd=cwd, user=user, timeout=timeout
-            )
+                return foreign.execute(
+                    home, refused, argv, stdin=0 if interactive else None, env=env, cwd=cwd, user=user, timeout=timeout
+                )
     finally:
         if connection is not None:
             connection.close()

@@ -89,39 +89,42 @@ def run(args: argparse.Namespace) -> int:
     return topics[args.topic](args, runs, timeout)
 
 
-def _boot(args: argparse.Namespace, runs: int, timeout: float) -> int:
+def _engine(accel: str) -> str:
     from kvmkit.accel.choose import choose
+
+    return choose(accel).__name__.rsplit(".", 1)[-1]
+
+
+def _boot(args: argparse.Namespace, runs: int, timeout: float) -> int:
     from kvmkit.bench import boot
     from kvmkit.guest.progress import Shown
     from kvmkit.machine import parse_size
 
     memory = parse_size(args.memory)
-    engine = choose(args.accel).__name__.rsplit(".", 1)[-1]
+    engine = _engine(args.accel)
     with Shown() as progress:
         report = boot.measure(engine, runs, memory, timeout, progress)
     return _told(args, report, boot.show)
 
 
 def _exec(args: argparse.Namespace, runs: int, timeout: float) -> int:
-    from kvmkit.accel.choose import choose
     from kvmkit.bench import trip
     from kvmkit.guest.progress import Shown
 
-    engine = choose(args.accel).__name__.rsplit(".", 1)[-1]
+    engine = _engine(args.accel)
     with Shown() as progress:
         report = trip.measure(engine, args.image, runs, timeout, progress)
     return _told(args, report, trip.show)
 
 
 def _vms(args: argparse.Namespace, runs: int, timeout: float) -> int:
-    from kvmkit.accel.choose import choose
     from kvmkit.bench import many
     from kvmkit.guest.progress import Shown
     from kvmkit.machine import parse_size
 
     count = int(_number(args.count, "--count", 1, MOST_RUNS, whole=True))
     seconds = _number(args.seconds, "--seconds", 0.1, MOST_SECONDS)
-    engine = choose(args.accel).__name__.rsplit(".", 1)[-1]
+    engine = _engine(args.accel)
     with Shown() as progress:
         report = many.measure(engine, args.image, count, parse_size(args.memory), seconds, progress)
     return _told(args, report, many.show)

@@ -236,11 +236,18 @@ def _tell_of_network(spec: VmSpec) -> None:
         say(f"note: {text}")
 
 
-def _with_layer(home: Home, machine: MachineSpec, spec: VmSpec) -> MachineSpec:
+def _with_own_disks(home: Home, machine: MachineSpec, spec: VmSpec, *, temporary: bool) -> MachineSpec:
+    """The machine with what is in the VM's directory: the layer above its image, and cloud-init's seed."""
     from kvmkit.manager import rootdisk
 
     try:
-        return rootdisk.with_layer(machine, home.path, spec.root_bytes())
+        if spec.root_size or not temporary:
+            machine = rootdisk.with_layer(machine, home.path, spec.root_bytes())
+        if spec.user_data:
+            from kvmkit.manager import seed
+
+            machine = seed.attached(machine, home.path, spec.user_data)
+        return machine
     except BaseException:
         home.discard()  # it was made for this
         raise
@@ -271,16 +278,7 @@ def run_spec(
         attached=not spec.with_agent and not spec.serial
     )
     with _pidfile(spec.pidfile), create.make(spec, temporary=temporary) as home:
-        if spec.root_size or not temporary:
-            machine = _with_layer(home, machine, spec)
-        if spec.user_data:
-            from kvmkit.manager import seed
-
-            try:
-                machine = seed.attached(machine, home.path, spec.user_data)
-            except BaseException:
-                home.discard()
-                raise
+        machine = _with_own_disks(home, machine, spec, temporary=temporary)
         return session.run(
             home,
             machine,

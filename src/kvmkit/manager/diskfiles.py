@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from kvmkit.block.file import DiskFile
+from kvmkit.block.holder import locked_image, opener
 from kvmkit.errors import BadInput, KvmkitError
 from kvmkit.guest import qemu_img
 
@@ -113,8 +114,9 @@ def info(path: Path) -> Info:
         try:
             told = qemu_img.info(path, form)
         except KvmkitError as error:
-            if (user := _locked_by(error)) == "":
+            if not (image := locked_image(str(error))):
                 raise
+            user = opener(image)
             told = qemu_img.info(path, form, shared=True)
         size, backing = int(told["virtual-size"]), str(told.get("full-backing-filename") or "")
     elif not path.is_file():
@@ -123,24 +125,14 @@ def info(path: Path) -> Info:
     return Info(str(path), form, size, found.st_blocks * 512, backing, user or _in_use(path))
 
 
-def _locked_by(error: KvmkitError) -> str:
-    """Who has the image that qemu-img can't lock; empty: it failed for another reason."""
-    from kvmkit.block.holder import locked_image, opener
-
-    image = locked_image(str(error))
-    return opener(image) if image else ""
-
-
 def _call(*words: str) -> None:
     """qemu-img, for what needs an image that nobody uses. BadInput: somebody does."""
     try:
         qemu_img.call(*words)
     except KvmkitError as error:
-        from kvmkit.block.holder import locked_image
-
         if not (image := locked_image(str(error))):
             raise
-        raise BadInput(f"{image}: in use by {_locked_by(error)}; end that first") from None
+        raise BadInput(f"{image}: in use by {opener(image)}; end that first") from None
 
 
 def _format(path: Path) -> str:

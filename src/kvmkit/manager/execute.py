@@ -42,13 +42,11 @@ def execute(
     )
     try:
         answer = connection.receive()
-    except Refused:
+    except Refused as refused:
         from kvmkit.manager import foreign
 
-        if not foreign.without_agent(home):
-            raise
         return foreign.execute(
-            home, argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, user=user, timeout=timeout
+            home, refused, argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, user=user, timeout=timeout
         )
     finally:
         connection.close()

@@ -15,15 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kvmkit.manager.home import Home
+    from kvmkit.manager.wire import Refused
 
 INPUT_MAX = 8 << 20
 START_SECONDS = 180.0
 QUIET_SECONDS = 2.0
 """After which somebody at a terminal is told what is waited for."""
-
-
-def without_agent(home: Home) -> bool:
-    return not home.spec().with_agent
 
 
 def connect(home: Home, timeout: float | None = None) -> QemuGuestAgent:
@@ -67,6 +64,7 @@ def _port(home: Home) -> str:
 
 def execute(
     home: Home,
+    refused: Refused,
     argv: Sequence[str],
     *,
     stdin: int | None = None,
@@ -77,7 +75,12 @@ def execute(
     user: str = "",
     timeout: float | None = None,
 ) -> int:
-    """Run it to its end; its output is written then. Returns its status. BadInput: more than qemu-ga can do."""
+    """Run by it what kvmkit's agent `refused`, to its end; its output is written then. Returns its status.
+
+    Raises `refused` where the guest has kvmkit's agent, and BadInput for more than qemu-ga can do.
+    """
+    if home.spec().with_agent:
+        raise refused
     words = ["/bin/sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", cwd or "/", *argv]
     if user:
         words = ["/sbin/runuser", "-u", user, "--", *words]

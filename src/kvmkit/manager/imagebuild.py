@@ -13,7 +13,6 @@ import shlex
 import shutil
 import stat
 import subprocess
-import sys
 import tarfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +27,7 @@ from kvmkit.guest.progress import Progress
 from kvmkit.guest.store import Manifest
 from kvmkit.machine.spec import parse_size
 from kvmkit.manager.imagespec import Checked
+from kvmkit.paths import program
 
 RECIPE = "1"
 DEBS = "var/cache/kvmkit"
@@ -138,9 +138,8 @@ def _run(checked: Checked, work: Path, progress: Progress) -> None:
     texts = ["putting files in place", "installing packages"]
     texts += [f"running {' '.join(command.split())}" for command in commands]
     texts.append("reading what was changed")
-    program = Path(kvmkit.__file__).with_name("__main__.py")
     watched = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    command = [*watched, sys.executable, "-P", str(program), "run", checked.spec.base, "--rm", "--plain"]
+    command = [*watched, *program(), "run", checked.spec.base, "--rm", "--plain"]
     command += ["--memory", str(checked.spec.memory), "--root-size", str(checked.spec.root_size)]
     for name, readonly in ("out.tar", ""), ("in.tar", ",ro"):
         command += ["--disk", str(work / name).replace(",", ",,") + readonly]

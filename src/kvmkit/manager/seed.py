@@ -75,8 +75,6 @@ def write(target: Path, hostname: str, user: bytes) -> None:
 
 def attached(machine: MachineSpec, directory: Path, given: str) -> MachineSpec:
     """The machine with a seed of this user-data, made in the VM's directory at its first start. BadInput, HostError."""
-    if not given:
-        return machine
     import msgspec
 
     from kvmkit.guest import library

@@ -45,6 +45,7 @@ def placed(spec: MachineSpec, home: Home) -> MachineSpec:
 
 def port_path(home: Home, name: str) -> str:
     """The socket of a console port of a VM that runs. BadInput when it has none of that name; NotRunning."""
+    from kvmkit.guest.qga import PORT
     from kvmkit.manager import control, spec
 
     if not home.running():
@@ -53,7 +54,7 @@ def port_path(home: Home, name: str) -> str:
     for port in given.console_ports:
         if port.name == name:
             return port.path or wire.address(home.directory, f"{name}.port")
-    if name == spec.GUEST_AGENT and spec.is_disk(given.image):
+    if name == PORT and spec.is_disk(given.image):
         return wire.address(home.directory, f"{name}.port")
     raise BadInput(f"{home.name} has no port {name}: give it --console-port {name} at its start")
 

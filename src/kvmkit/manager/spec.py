@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 FIRMWARE = ("bios", "uefi")
 """Firmware by a name of its own; anything else is a path."""
-GUEST_AGENT = "org.qemu.guest_agent.0"
-"""qemu-ga's port, which a VM of an image that is a whole disk has unasked."""
 BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
 
 
@@ -176,12 +174,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         """The size of the layer above the image's root disk; 0: as it comes. BadInput: it can't be one."""
         if self.root_size == "":
             return 0
-        from kvmkit.guest import layer
-        from kvmkit.machine.spec import parse_size
+        from kvmkit.manager import rootdisk
 
-        size = parse_size(str(self.root_size), "--root-size", least=1)
-        layer.check_size(size)
-        return size
+        return rootdisk.size_of(str(self.root_size))
 
     def _check_firmware(self) -> None:
         given = {
@@ -276,8 +271,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             parameters += [text for n, volume in enumerate(self.volumes) if (text := volume.parameter(n))]
             append = " ".join([*parameters, append]).strip()
         ports = self.console_ports
-        if is_disk(self.image) and not any(port.name == GUEST_AGENT for port in ports):
-            ports = (*ports, ConsolePort(name=GUEST_AGENT))
+        if is_disk(self.image):  # qemu-ga's is there unasked
+            from kvmkit.guest.qga import PORT
+
+            if not any(port.name == PORT for port in ports):
+                ports = (*ports, ConsolePort(name=PORT))
         spec = MachineSpec(
             kernel=kernel,
             initrd=initrd,

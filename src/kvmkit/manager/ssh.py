@@ -10,10 +10,11 @@ guests have ours by cloud-init's seed, and their host key is noted at the first 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from kvmkit.manager import control, files, wire
 from kvmkit.manager.sockets import NAME
 from kvmkit.manager.wire import NotRunning
 from kvmkit.paths import data_dir
+from kvmkit.paths import program as program_of_kvmkit
 
 if TYPE_CHECKING:
     from kvmkit.manager.home import Home
@@ -95,10 +97,9 @@ def command(home: Home, user: str, words: list[str], *, tty: bool = False, secon
     else:
         connect(home, seconds=SECONDS if seconds is None else seconds).close()  # what is amiss is told in our words
     wait = seconds or ANSWER_SECONDS  # an agent that answers has sshd not far behind it
-    main = Path(__file__).parent.parent / "__main__.py"
-    python = _quoted(sys.executable)
+    kvmkit = " ".join(map(_quoted, program_of_kvmkit()))
     options = {
-        "ProxyCommand": f"{python} -P {_quoted(str(main))} ssh --connect --timeout {wait:g} {home.name}",
+        "ProxyCommand": f"{kvmkit} ssh --connect --timeout {wait:g} {home.name}",
         "ProxyUseFdpass": "yes",
         "UserKnownHostsFile": f'"{known}"',
         "GlobalKnownHostsFile": "/dev/null",
@@ -116,8 +117,6 @@ def command(home: Home, user: str, words: list[str], *, tty: bool = False, secon
 
 
 def _quoted(text: str) -> str:
-    import shlex
-
     return shlex.quote(text.replace("%", "%%"))  # ssh has its own use for %
 
 
@@ -144,8 +143,6 @@ def connect(home: Home, port: int = PORT, seconds: float = SECONDS) -> socket.so
 
     The VM's process answers "OK" once the guest has taken it (virtio/vsock.py).
     """
-    import time
-
     end = time.monotonic() + seconds
     path = wire.address(home.directory, NAME)
     while True:
