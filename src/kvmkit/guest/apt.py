@@ -73,7 +73,7 @@ class Apt:
                 )
         self._directory = directory
         self._progress = progress
-        for name in ("state/lists/partial", "cache/archives/partial", "log", "packages"):
+        for name in ("state/lists/partial", "cache/archives/partial", "log", "packages", "tmp"):
             (directory / name).mkdir(parents=True)
         (directory / "status").write_bytes(installed)
         self._config = directory / "apt.conf"
@@ -95,7 +95,7 @@ class Apt:
         fields = ("REPO_URI", "RELEASE", "COMPONENT", "SIGNED_BY", "ORIGIN")
         form = "\t".join(f"$({field})" for field in fields)
         command = ["apt-get", "-c", str(self._config), "indextargets", "--format", form, "Created-By: Packages"]
-        result = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+        result = subprocess.run(command, capture_output=True, text=True, env=self._environment(), check=False)
         found: dict[tuple[str, str, str], list[str]] = {}
         for line in result.stdout.splitlines():
             uri, release, component, keys, origin = line.split("\t")
@@ -114,7 +114,7 @@ class Apt:
     def show(self, package: str) -> dict[str, str]:
         """The fields of the version apt would install. HostError: there is none."""
         command = ["apt-cache", "-c", str(self._config), "show", "--no-all-versions", package]
-        result = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+        result = subprocess.run(command, capture_output=True, text=True, env=self._environment(), check=False)
         fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", result.stdout.partition("\n\n")[0], re.MULTILINE))
         if result.returncode or "Version" not in fields:
             why = self._update_errors or f"{_first_error(result.stderr)}; the guest image is made of Debian's packages"
@@ -152,7 +152,7 @@ class Apt:
             try:
                 process = subprocess.Popen(
                     arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[writing], cwd=cwd,
-                    env=_environment(),
+                    env=self._environment(),
                 )  # fmt: skip
             finally:
                 os.close(writing)
@@ -168,6 +168,11 @@ class Apt:
             text = log.read()
         return _first_error(text) if code or (not check and "\nW: " in "\n" + text) else ""
 
+    def _environment(self) -> dict[str, str]:
+        """apt's helpers write beside the lists, too: one that is killed leaves its files, which go with the others."""
+        own = {"TMPDIR": str(self._directory / "tmp"), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+        return {**os.environ, **own}
+
 
 def _percents(status: IO[bytes]) -> Iterator[float]:
     for line in status:
@@ -179,7 +184,3 @@ def _percents(status: IO[bytes]) -> Iterator[float]:
 def _first_error(text: str) -> str:
     found = _ARCHIVE_ERROR.findall(text)
     return " ".join(found[0].split()) if found else "apt gave no reason"
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
