@@ -42,7 +42,9 @@ class Window(NamedTuple):
 class HostBridge:
     """Bus 0 of a machine. Functions are added before the guest runs; then every method may be called by any vCPU."""
 
-    def __init__(self, vm: VirtualMachine, memory: GuestMemory, mmio: AddressSpace) -> None:
+    def __init__(
+        self, vm: VirtualMachine, memory: GuestMemory, mmio: AddressSpace, identity: Identity = HOST_BRIDGE
+    ) -> None:
         self.vm = vm
         self.mmio = mmio
         self.routes = MsiRoutes(vm)
@@ -60,8 +62,13 @@ class HostBridge:
         self._pins: dict[int, set[int]] = {gsi: set() for gsi in pc.PCI_IRQS}
         self._pin_lines = {gsi: OutputLine(functools.partial(vm.set_irq, gsi)) for gsi in pc.PCI_IRQS}
         self.ecam: Device = Ecam(self)
-        mmio.add(pc.PCI_ECAM, pc.PCI_ECAM_SIZE, self.ecam)
-        self.add(Function("host bridge", HOST_BRIDGE, express=False), 0)
+        self.config_space = pc.PCI_ECAM
+        """Where the ECAM is."""
+        self._add_ecam()
+        self.add(Function("host bridge", identity, express=False), 0)
+
+    def _add_ecam(self) -> None:
+        self.mmio.add(pc.PCI_ECAM, pc.PCI_ECAM_SIZE, self.ecam)
 
     # Before the guest runs.
 
