@@ -132,7 +132,8 @@ def test_what_is_no_bios_is_refused_in_a_line(tmp_path: Path) -> None:
     small.write_bytes(b"x")
     uefi.write_bytes(bytes(2 * MIB))
     wild.write_bytes(bytes(128 << 10))
-    for path, said in ((small, "64 to 256 KiB"), (uefi, "no UEFI image"), (wild, "reset vector"), (tmp_path / "no", "No such")):
+    no = tmp_path / "no"
+    for path, said in ((small, "64 to 256 KiB"), (uefi, "no UEFI image"), (wild, "reset vector"), (no, "No such")):
         with pytest.raises(BadInput, match=said) as refused:
             started(firmware=str(path), disks=disk)
         assert "\n" not in str(refused.value)
