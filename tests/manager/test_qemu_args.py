@@ -19,7 +19,7 @@ from kvmkit.machine.pmem import Pmem
 from kvmkit.machine.spec import ConsolePort
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.manager.description import Disk, Forward, Memory, Network, Serial
-from kvmkit.manager.fit import fitted_disks, lacking, unasked
+from kvmkit.manager.fit import differing, fitted_disks, lacking
 from kvmkit.manager.qemu_args import parse
 from kvmkit.manager.qemu_options import ARGUMENTS, FLAGS, OTHER_ARGUMENTS, OTHER_FLAGS, split_commas
 from kvmkit.manager.translate import to_description, to_spec
@@ -290,9 +290,9 @@ def test_enforce_refuses_a_model_that_the_host_lacks_something_of(tmp_path: Path
 
 
 def test_sockets_and_threads_are_told_of() -> None:
-    told = " ".join(unasked(parse(words("-smp 8,sockets=2,cores=2,threads=2 -kernel k"))))
+    told = " ".join(differing(parse(words("-smp 8,sockets=2,cores=2,threads=2 -kernel k"))))
     assert "8 CPUs as cores of one socket" in told
-    assert "socket" not in " ".join(unasked(parse(words("-smp 8,sockets=1,cores=8,threads=1 -kernel k"))))
+    assert "socket" not in " ".join(differing(parse(words("-smp 8,sockets=1,cores=8,threads=1 -kernel k"))))
 
 
 def test_it_runs(tmp_path: Path) -> None:
