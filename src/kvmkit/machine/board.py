@@ -176,7 +176,8 @@ class Board:
     def _describe_pci(self, bridge: HostBridge) -> PciHost:
         from kvmkit.boot.acpi.pci import PciHost
 
-        return PciHost((*bridge.window,), (*bridge.window64,), bridge.gsis(), bridge.config_space)
+        window, window64 = bridge.described()
+        return PciHost((*window,), (*window64,), bridge.gsis(), bridge.config_space)
 
     def exits(self) -> dict[str, int]:
         """How often the guest left, by reason, over all vCPUs."""
