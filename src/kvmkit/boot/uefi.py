@@ -14,7 +14,6 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from kvmkit.bus import pc
 from kvmkit.errors import BadInput, HostError
 from kvmkit.firmware import OVMF, SMM_ONLY, UEFI, Ovmf
 from kvmkit.packages import how
@@ -153,7 +152,8 @@ class Variables:
 
     def close(self) -> None:
         self.data.flush()
-        os.close(self.fd)  # the map goes with its last user
+        self.data.close()  # it has the file open, too, and so the lock
+        os.close(self.fd)
 
 
 def _make(path: str, template: bytes) -> None:
@@ -184,7 +184,3 @@ def kernel_items(kernel: bytes, initrd: bytes, cmdline: str) -> dict[int, bytes]
     for (size, item), data in parts.items():
         found |= {size: len(data).to_bytes(4, "little"), item: data}
     return found
-
-
-FILES = {"opt/ovmf/X-PciMmio64Mb": str(pc.PCI_MMIO64_SIZE >> 20).encode()}
-"""What it reads by fw_cfg and no other firmware does: how much of the address space is for PCI above RAM."""

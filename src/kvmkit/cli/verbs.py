@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "events": Verb("kvmkit.cli.events", "show what happened to VMs", names=True),
     "image": Verb("kvmkit.cli.image", "list, build, import, pull, export and remove images"),
     "disk": Verb("kvmkit.cli.disk", "create, resize, check and commit disks"),
+    "secureboot": Verb("kvmkit.cli.secureboot", "read and enrol UEFI Secure Boot keys, turn Secure Boot on and off"),
     "schema": Verb("kvmkit.cli.schema", "print the JSON schema of a VM's spec"),
     "completion": Verb("kvmkit.cli.completion", "print completion for a shell: bash, zsh or fish"),
     "accel": Verb("kvmkit.cli.accel", "show which engine runs guests here, and why"),

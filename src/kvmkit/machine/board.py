@@ -118,7 +118,8 @@ class Board:
         add = self.ports.add
         self.rtc = Rtc(irq=self._line(pc.RTC_IRQ), memory=self.spec.memory)
         add(pc.RTC_PORT, 2, self.rtc)
-        self.i8042 = I8042(events.reset, self._line(KEYBOARD_IRQ))
+        hidden = self.firmware is not None and self.firmware.uefi
+        self.i8042 = I8042(events.reset, self._line(KEYBOARD_IRQ), hidden=hidden)
         add(pc.I8042_DATA, 1, self.i8042)
         add(pc.I8042_COMMAND, 1, self.i8042.command_port)
         add(0x92, 1, SystemControlA(events.reset))
@@ -176,7 +177,8 @@ class Board:
     def _describe_pci(self, bridge: HostBridge) -> PciHost:
         from kvmkit.boot.acpi.pci import PciHost
 
-        return PciHost((*bridge.window,), (*bridge.window64,), bridge.gsis(), bridge.config_space)
+        window, window64 = bridge.described()
+        return PciHost((*window,), (*window64,), bridge.gsis(), bridge.config_space)
 
     def exits(self) -> dict[str, int]:
         """How often the guest left, by reason, over all vCPUs."""

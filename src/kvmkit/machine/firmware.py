@@ -48,10 +48,9 @@ class Firmware:
         self, memory: GuestMemory, tables: Callable[[], AcpiTables], boot_order: Sequence[str]
     ) -> Mapping[str, bytes | Callable[[], bytes]]:
         """What it reads by name; see `kvmkit.boot.firmware.files`."""
-        from kvmkit.boot import firmware, seabios, uefi
+        from kvmkit.boot import firmware, seabios
 
-        own = uefi.FILES if self.uefi else seabios.FILES
-        return {**firmware.files(memory, tables, boot_order), **own}
+        return {**firmware.files(memory, tables, boot_order), **({} if self.uefi else seabios.FILES)}
 
     def items(self) -> dict[int, bytes]:
         """What it reads by number: a kernel to start, if the machine has one."""

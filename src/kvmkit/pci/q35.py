@@ -29,6 +29,9 @@ PCIEXBAR_BASE = 0xF_FC00_0000
 PCIEXBAR_ON = 1
 PCIEXBAR_SIZES = {0: 256 << 20, 2: 128 << 20, 4: 64 << 20}
 
+WIDEST_ADDRESS = 52
+"""Bits of any x86's guest physical addresses."""
+
 PM_BASE, ACPI_CONTROL = 0x40, 0x44
 PM_BASE_IS_IO, ACPI_ON = 1, 0x80
 PIRQ_ROUTES = (0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B)
@@ -43,6 +46,7 @@ class Q35(HostBridge):
     def __init__(self, vm: VirtualMachine, memory: GuestMemory, mmio: AddressSpace) -> None:
         super().__init__(vm, memory, mmio, MCH)
         self._ram = memory.low
+        self.window64 = Window(self.window64.start, 1 << WIDEST_ADDRESS)
         self._at = 0
         config = self.functions[0].config
         config.put(PCIEXBAR, 8, 0, PCIEXBAR_BITS)
@@ -51,6 +55,19 @@ class Q35(HostBridge):
 
     def _add_ecam(self) -> None:
         pass  # off until the guest has said where
+
+    def described(self) -> tuple[Window, Window]:
+        """What firmware has made of them: it uses some part of the addresses above RAM."""
+        with self.lock:
+            placed = [
+                (function.config.bar_address(bar), bar.size)
+                for function in self.functions.values()
+                for bar in function.config.bars
+                if bar.wide and self.window64.holds(function.config.bar_address(bar), bar.size)
+            ]
+        start = min((address for address, _ in placed), default=self.window64.start) // pc.PCI_MMIO64_SIZE
+        end = -(-max((address + size for address, size in placed), default=0) // pc.PCI_MMIO64_SIZE)
+        return self.window, Window(start * pc.PCI_MMIO64_SIZE, max(end, start + 1) * pc.PCI_MMIO64_SIZE)
 
     def _moved(self, offset: int, size: int) -> None:
         value = self.functions[0].config.get(PCIEXBAR, 8)

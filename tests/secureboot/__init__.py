@@ -1,0 +1,1 @@
+"""UEFI Secure Boot: variable stores and keys."""
