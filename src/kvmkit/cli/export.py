@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from kvmkit.manager.fit_firmware import to_make
+    from kvmkit.manager.fit_firmware import kept_otherwise
     from kvmkit.manager.libvirt_write import write_domain
     from kvmkit.manager.qemu_write import write_qemu
     from kvmkit.manager.translate import to_description, write_spec
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         left += unwritten
     else:
         text = shlex.join(["qemu-system-x86_64", *write_qemu(description)]) + "\n"
-        left += [more] if (more := to_make(description.firmware)) else []
+        left += [more] if (more := kept_otherwise(description.firmware)) else []
     for line in left:
         say(f"left out: {line}")
     write(text, args.output, args.force)

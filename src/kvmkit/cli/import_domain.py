@@ -17,7 +17,7 @@ examples:
   kvmkit import web.xml -o web.toml     then: kvmkit run web.toml, or kvmkit create web.toml
   kvmkit import web.xml                 print it
 
-What the domain has and a VM of kvmkit's does not, or has as another, is listed on standard error; the rest is written.
+What the domain has and a VM of kvmkit's does not, or has otherwise, is listed on standard error; the rest is written.
 """
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     for line in lacking(found.description):
         say(f"left out: {line}")
     for line in differing(found.description):
-        say(f"another: {line}")
+        say(f"differs: {line}")
     write(text, args.output, args.force)
     return 0
 

@@ -10,7 +10,7 @@ import msgspec
 
 from kvmkit.boot import smm, uefi
 from kvmkit.errors import BadInput, HostError
-from kvmkit.firmware import BIOS, UEFI, Ovmf, is_uefi
+from kvmkit.firmware import BIOS, OVMF, UEFI, Ovmf, is_uefi
 from kvmkit.manager.description import Description, Firmware
 
 UEFI_NAMES = ("ovmf", "edk2", "uefi", ".fd")
@@ -145,10 +145,12 @@ def flash_images(asked: Firmware) -> tuple[str, str]:
     return asked.code or own, variables
 
 
-def to_make(asked: Firmware) -> str:
-    """What is to be done before QEMU can start: it does not make the variables. '': nothing."""
-    if not asked.made or os.path.lexists(asked.variables):
-        return ""
+def kept_otherwise(asked: Firmware) -> str:
+    """What QEMU does with the variables that kvmkit does otherwise; '': nothing."""
     code, template = flash_images(msgspec.structs.replace(asked, variables=""))
-    of = template or f"the variables that go with {code}"
-    return f"the file {asked.variables}, which kvmkit makes itself; before QEMU: cp {of} {asked.variables}"
+    if asked.made and not os.path.lexists(asked.variables):
+        own = next((known.variables for known in OVMF if smm.same(known.code, code)), f"the variables of {code}")
+        return f"making {asked.variables}, which QEMU wants there: cp {template or own} {asked.variables}"
+    if template and not asked.variables:
+        return "keeping UEFI's variables: what the guest writes to them goes with the VM; name a file by nvram"
+    return ""
