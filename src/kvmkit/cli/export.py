@@ -38,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from kvmkit.manager.fit_firmware import kept_otherwise
     from kvmkit.manager.libvirt_write import write_domain
     from kvmkit.manager.qemu_write import write_qemu
     from kvmkit.manager.translate import to_description, write_spec
@@ -52,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         text, unwritten = write_domain(description)
         left += unwritten
     else:
+        from kvmkit.manager.fit_uefi import kept_otherwise
+
         text = shlex.join(["qemu-system-x86_64", *write_qemu(description)]) + "\n"
         left += [more] if (more := kept_otherwise(description.firmware)) else []
     for line in left:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kvmkit.machine.limits import Limits
 from kvmkit.manager.description import Description, Disk, Firmware, Forward, Network, Serial
-from kvmkit.manager.fit_firmware import flash_images
 from kvmkit.manager.qemu_chardevs import CONSOLE
 from kvmkit.manager.qemu_limits import told
 from kvmkit.net.options import BRIDGE_PREFIX
@@ -59,6 +58,10 @@ def _machine(description: Description) -> str:
 
 def _flash(firmware: Firmware) -> list[str]:
     """UEFI by its own word is the host's OVMF. Variables made of a template go with the VM."""
+    if not (firmware.code or firmware.efi):
+        return []
+    from kvmkit.manager.fit_uefi import flash_images
+
     code, variables = flash_images(firmware)
     words = ["-global", "driver=cfi.pflash01,property=secure,value=on"] if firmware.secure and firmware.code else []
     kept = "" if firmware.variables else ",snapshot=on"

@@ -17,7 +17,7 @@ from kvmkit.machine.network import Network as Card
 from kvmkit.machine.networks import next_mac
 from kvmkit.manager.description import MIB, Description, Disk, Firmware, Forward, Memory, Network, Serial
 from kvmkit.manager.fit import LOCAL, boot_order, fitted_disks, fitted_input, fitted_networks, has_balloon
-from kvmkit.manager.fit_firmware import fitted_firmware
+from kvmkit.manager.fit_firmware import NOT_KEPT, fitted_firmware
 from kvmkit.manager.qemu_limits import plain
 from kvmkit.manager.spec import VmSpec
 from kvmkit.net.options import parse_publish
@@ -130,6 +130,9 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         disks[place] = msgspec.structs.replace(disks[place], boot_index=index)
     if spec.nested is not None:
         left.append("nested: written as svm; on an Intel host it is vmx")
+    firmware = _firmware(spec)
+    if is_uefi(firmware.bios):
+        left.append(NOT_KEPT)
     description = Description(
         name=spec.name,
         board="q35" if spec.transport == "pci" or is_uefi(spec.firmware) else "microvm",
@@ -147,7 +150,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         kernel=spec.kernel,
         initrd=spec.initrd,
         append=spec.append or "",
-        firmware=_firmware(spec),
+        firmware=firmware,
         disks=tuple(disks),
         networks=_networks(spec, left),
         defaults=False,
