@@ -84,7 +84,7 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True):
     keys: bool = True
     """With it, variables that are made have keys in them."""
     efi: bool = False
-    """UEFI was asked for by that word, whichever image is it."""
+    """UEFI was asked for by that word, whichever image is it; there is no other."""
     template: str = ""
     """What `variables` is made of; without that, what the guest writes goes with the VM."""
 

@@ -118,7 +118,7 @@ def _is_whole(size: int) -> bool:
 def flash_images(asked: Firmware) -> tuple[str, str]:
     """(code, variables), each a path or ''. HostError: UEFI is asked for by that word, and this host has none."""
     own, variables = "", asked.variables or asked.template
-    if asked.efi and not asked.code:
+    if asked.efi:
         found = uefi.find(secure := asked.secure and asked.keys)
         own, variables = found.code, variables or (found.enrolled if secure else found.variables)
     return asked.code or own, variables

@@ -39,7 +39,7 @@ def read_firmware(os: Element, leave_out: Callable[[Element, str], None]) -> Fir
         made=bool(variables),
         secure=secure,
         keys=wanted.get("enrolled-keys", True),
-        efi=efi,
+        efi=efi and not code,
         template=template,
     )
 
@@ -48,24 +48,28 @@ def _is_raw(element: Element, key: str) -> bool:
     return element.get(key, "raw") == "raw"
 
 
-def write_firmware(os: Element, firmware: Firmware) -> None:
-    """libvirt looks for features where it chooses the image, which is where it is not named."""
+def write_firmware(os: Element, firmware: Firmware) -> list[str]:
+    """Returns what has no place there: libvirt 9 takes features only where it chooses the image, and there no path and no
+    template."""
     if firmware.efi:
         os.set("firmware", "efi")
-    asked = {"secure-boot": "yes", "enrolled-keys": "yes"} if firmware.secure and not firmware.code else {}
-    asked |= {} if firmware.keys else {"enrolled-keys": "no"}
-    if firmware.efi and asked:
-        features = SubElement(os, "firmware")
+        asked = {"secure-boot": "yes", "enrolled-keys": "yes"} if firmware.secure else {}
+        asked |= {} if firmware.keys else {"enrolled-keys": "no"}
+        features = SubElement(os, "firmware") if asked else os
         for name, enabled in asked.items():
             SubElement(features, "feature", enabled=enabled, name=name)
-    if firmware.code:
+    elif firmware.code:
         secure = "yes" if firmware.secure else "no"
         SubElement(os, "loader", readonly="yes", secure=secure, type="pflash").text = abspath(firmware.code)
     elif firmware.bios:
         SubElement(os, "loader", type="rom").text = abspath(firmware.bios)
-    if firmware.variables or firmware.template:
+    template = "" if firmware.efi else firmware.template
+    if firmware.variables or template:
         nvram = SubElement(os, "nvram")
-        if firmware.template:
-            nvram.set("template", abspath(firmware.template))
+        if template:
+            nvram.set("template", abspath(template))
         if firmware.variables:
             nvram.text = abspath(firmware.variables)
+    if firmware.template and not template:
+        return [f"the template of UEFI variables {firmware.template}: libvirt chooses one with the firmware"]
+    return []

@@ -31,7 +31,7 @@ def write_domain(description: Description) -> tuple[str, list[str]]:
     SubElement(root, "memory", unit="KiB").text = str(-(-description.memory.size // 1024))
     _memory(root, description)
     SubElement(root, "vcpu").text = str(description.cpus)
-    _os(root, description)
+    left += _os(root, description)
     SubElement(SubElement(root, "features"), "acpi")
     _cpu(root, description)
     SubElement(root, "on_reboot").text = "restart" if description.reboot else "destroy"
@@ -83,10 +83,10 @@ def _memory(root: Element, description: Description) -> None:
         SubElement(backing, "allocation", mode="immediate")
 
 
-def _os(root: Element, description: Description) -> None:
+def _os(root: Element, description: Description) -> list[str]:
     element = SubElement(root, "os")
     SubElement(element, "type", arch="x86_64", machine=description.board).text = "hvm"
-    write_firmware(element, description.firmware)
+    left = write_firmware(element, description.firmware)
     for tag, text in (("kernel", description.kernel), ("initrd", "".join(description.initrd[:1]))):
         if text:
             SubElement(element, tag).text = abspath(text)
@@ -95,6 +95,7 @@ def _os(root: Element, description: Description) -> None:
     if not any(disk.boot_index is not None for disk in description.disks):  # libvirt takes one way or the other
         for letter in description.boot_order:
             SubElement(element, "boot", dev={"c": "hd", "d": "cdrom"}.get(letter, "network"))
+    return left
 
 
 def _cpu(root: Element, description: Description) -> None:
