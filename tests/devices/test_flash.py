@@ -82,7 +82,7 @@ accesses = st.lists(
 
 
 @given(accesses)
-def test_whatever_a_guest_writes_the_chip_keeps_its_size_and_its_state_goes_on(
+def test_whatever_a_guest_writes_its_size_stays_and_its_state_goes_on(
     writes: list[tuple[int, int, int]],
 ) -> None:
     flash, data = chip()

@@ -1,4 +1,4 @@
-"""UEFI starts disks and kernels, remembers its variables, and refuses what Secure Boot forbids: OVMF, on our machine."""
+"""UEFI starts disks and kernels, remembers its variables, and refuses what Secure Boot forbids: OVMF itself."""
 
 from __future__ import annotations
 
@@ -53,15 +53,8 @@ def speaking(path: Path, text: str, then: bytes = LEAVE) -> Path:
 
 
 def started(**options: object) -> Machine:
-    given: dict = {
-        "firmware": "uefi",
-        "memory": 128 * MIB,
-        "debug_exit": True,
-        "accel": "tcg",
-        "timeout": 90,
-        **options,
-    }
-    return Machine(MachineSpec(**given))
+    given: dict = {"firmware": "uefi", "memory": 128 * MIB, "debug_exit": True, "accel": "tcg", "timeout": 90}
+    return Machine(MachineSpec(**given | options))
 
 
 def says(machine: Machine, *texts: str) -> str:
@@ -109,10 +102,10 @@ def test_what_it_remembers_is_in_the_file_and_outlives_the_machine(tmp_path: Pat
     nvram = tmp_path / "vars.fd"
     template = Path(uefi.find(False).variables).read_bytes()
     with started(disks=disks, nvram=str(nvram)) as machine:
+        with pytest.raises(BadInput, match="another VM has it"):
+            started(nvram=str(nvram))
         machine.start()
         machine.wait()
-        with pytest.raises(BadInput, match="another VM has it"):
-            started(disks=disks, nvram=str(nvram))
     first = nvram.read_bytes()
     assert len(first) == len(template)
     assert first != template
@@ -182,7 +175,7 @@ def test_what_can_not_be_is_refused_in_a_line(tmp_path: Path) -> None:
     code = next(each for each in OVMF if Path(each.code).exists())
     other = tmp_path / "vars.fd"
     other.write_bytes(Path(code.variables).read_bytes()[:-4096])
-    alone = tmp_path / "code.fd"
+    alone = tmp_path / "alone.fd"
     alone.write_bytes(Path(code.code).read_bytes())
     plain = tmp_path / "plain"
     plain.write_bytes(bytes(4096))

@@ -25,9 +25,7 @@ LONGEST = 100.0  # seconds; it takes three
 def program(text: str = STARTED, *, then: bytes = b"") -> bytes:
     """A PE32+ image that writes `text` to the first serial port, runs `then` and halts."""
     line = f"\r\n{text}\r\n".encode()
-    after = (
-        bytes.fromhex("b9") + struct.pack("<I", len(line)) + bytes.fromhex("fcf36e") + then + bytes.fromhex("faf4ebfd")
-    )
+    after = b"\xb9" + struct.pack("<I", len(line)) + bytes.fromhex("fcf36e") + then + bytes.fromhex("faf4ebfd")
     # mov dx, 0x3f8; lea rsi, [rip + after]; mov ecx, length; cld; rep outsb; then; cli; hlt; jmp to the hlt
     code = bytes.fromhex("66baf803 488d35") + struct.pack("<i", len(after)) + after + line
     relocations = struct.pack("<IIHH", 0x1000, 12, 0, 0)  # of none, or it is said to have been stripped of them
