@@ -38,27 +38,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from kvmkit.manager.fit_firmware import kept_otherwise
     from kvmkit.manager.libvirt_write import write_domain
     from kvmkit.manager.qemu_write import write_qemu
     from kvmkit.manager.translate import to_description, write_spec
 
-    spec = _spec(args.vm)
+    spec = _spec(args.vm, copied=args.toml)
     if args.toml:
         write(write_spec(spec), args.output, args.force)
         return 0
     description, left = to_description(spec)
     if args.libvirt:
-        text, more = write_domain(description)
-        left += more
+        text, unwritten = write_domain(description)
+        left += unwritten
     else:
         text = shlex.join(["qemu-system-x86_64", *write_qemu(description)]) + "\n"
+        left += [more] if (more := kept_otherwise(description.firmware)) else []
     for line in left:
         say(f"left out: {line}")
     write(text, args.output, args.force)
     return 0
 
 
-def _spec(vm: str) -> VmSpec:
+def _spec(vm: str, *, copied: bool) -> VmSpec:
+    """`copied`: as another VM is to be made, which gets UEFI variables of its own."""
     if vm.endswith((".toml", ".json")):
         from pathlib import Path
 
@@ -68,7 +71,10 @@ def _spec(vm: str) -> VmSpec:
     import msgspec
 
     from kvmkit.manager import home
+    from kvmkit.manager.own_files import NVRAM
 
     with home.open_home(vm) as own:
         found: VmSpec = msgspec.structs.replace(own.spec(), name=own.name)
+        if not copied and not found.nvram and (own.path / NVRAM).exists():
+            found = msgspec.structs.replace(found, nvram=str(own.path / NVRAM))
         return found

@@ -17,7 +17,7 @@ examples:
   kvmkit import web.xml -o web.toml     then: kvmkit run web.toml, or kvmkit create web.toml
   kvmkit import web.xml                 print it
 
-What the domain has and a VM of kvmkit's does not is listed on standard error; the rest is written.
+What the domain has and a VM of kvmkit's does not, or has otherwise, is listed on standard error; the rest is written.
 """
 
 
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from kvmkit.manager.fit import lacking
+    from kvmkit.manager.fit import differing, lacking
     from kvmkit.manager.libvirt import read_domain
     from kvmkit.manager.translate import to_spec, write_spec
 
@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         say(f"left out: {line}")
     for line in lacking(found.description):
         say(f"left out: {line}")
+    for line in differing(found.description):
+        say(f"differs: {line}")
     write(text, args.output, args.force)
     return 0
 

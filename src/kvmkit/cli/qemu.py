@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if words in (["-h"], ["-help"], ["--help"]):
         print(args.parser.format_help(), end="")
         return 0
-    from kvmkit.manager.fit import lacking, unasked
+    from kvmkit.manager.fit import differing, lacking
     from kvmkit.manager.qemu_args import parse
 
     show = words[:1] == ["--show"]
@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
     if show:
         import msgspec
 
-        told = msgspec.json.encode({"machine": description, "lacking": missing})
+        told = msgspec.json.encode({"machine": description, "lacking": missing, "differing": differing(description)})
         print(msgspec.json.format(told, indent=2).decode())
         return 0
     if missing:
         raise BadInput(f"qemu: this machine does not have {'; '.join(missing)}")
     if description.cpu_enforce:
         _enforce(description)
-    for text in unasked(description):
+    for text in differing(description):
         print(f"kvmkit: {text}", file=sys.stderr)
     from kvmkit.manager.translate import to_spec
 

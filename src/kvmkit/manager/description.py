@@ -77,11 +77,16 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True):
     bios: str = ""
     code: str = ""
     variables: str = ""
+    made: bool = False
+    """`variables` is made if it is not there, as libvirt and kvmkit do; QEMU wants it there."""
     secure: bool = False
+    """Secure Boot is asked for, with code that has it."""
+    keys: bool = True
+    """With it, variables that are made have keys in them."""
     efi: bool = False
     """UEFI was asked for by that word, whichever image is it."""
     template: str = ""
-    """What `variables` is copied from when it is not there."""
+    """What `variables` is made of; without that, what the guest writes goes with the VM."""
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from kvmkit.machine.volume import MOST_VOLUMES
 from kvmkit.manager import description as descriptions
 from kvmkit.manager import networking
 from kvmkit.manager.description import Description, Disk
+from kvmkit.manager.fit_firmware import fitted_firmware
 from kvmkit.net import passt
 from kvmkit.net.options import check_network
 from kvmkit.packages import how
@@ -76,14 +77,12 @@ def _networks_lack(description: Description) -> Iterator[str]:
 
 
 def _start_lacks(description: Description) -> Iterator[str]:
-    firmware = description.firmware
-    if firmware.code or firmware.variables or firmware.efi:
-        images = " and ".join(image for image in (firmware.code, firmware.variables) if image) or "efi"
-        secure = " with Secure Boot" if firmware.secure else ""
-        yield f"UEFI firmware{secure} ({images}); nearest: a BIOS, which is there unasked, or -kernel"
-    elif description.kernel and firmware.bios:
-        yield f"the firmware {firmware.bios} before -kernel; nearest: without -bios, as the kernel is started directly"
-    elif not description.kernel and not description.disks:
+    firmware = fitted_firmware(description)
+    yield from firmware.lacks
+    if description.kernel and description.firmware.bios and not firmware.firmware:
+        bios = description.firmware.bios
+        yield f"the firmware {bios} before -kernel; nearest: without -bios, as the kernel is started directly"
+    if not description.kernel and not description.disks:
         yield "a start without a kernel or a disk; nearest: -kernel FILE, or -hda FILE with a boot loader on it"
     if not description.kernel and (description.initrd or description.append):
         yield "-initrd and -append for a kernel on a disk; nearest: its boot loader's own configuration"
@@ -220,9 +219,9 @@ def fitted_networks(description: Description) -> tuple[tuple[Network, ...], str]
     return tuple(found), LOCAL if any(each.restrict for each in description.networks) else ""
 
 
-def unasked(description: Description) -> list[str]:
-    """What QEMU would have given without being asked and our machine does not: worth a word, no reason to stop."""
-    found = []
+def differing(description: Description) -> list[str]:
+    """What is another here than there: worth a word, no reason to stop."""
+    found = list(fitted_firmware(description).differs)
     if description.defaults and not description.networks and not networking.default():
         found.append(f"QEMU would have given the guest a network; here that needs passt: {how('passt')}")
     if not description.one_socket:

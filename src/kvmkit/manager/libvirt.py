@@ -17,6 +17,7 @@ from kvmkit.machine.spec import MAX_DISK_QUEUES, ConsolePort
 from kvmkit.machine.vhost_user import VhostUser
 from kvmkit.machine.volume import Volume
 from kvmkit.manager.description import Description, Disk, Firmware, Forward, Memory, Network, Serial
+from kvmkit.manager.libvirt_firmware import read_firmware
 from kvmkit.manager.qemu_chardevs import CONSOLE
 
 MOST_XML = 4 << 20  # bytes; a domain is a few KiB
@@ -266,8 +267,6 @@ class _Reader:
         element = self.root.find("os")
         if element is None:
             raise self.bad("has no <os>")
-        code = variables = bios = template = ""
-        secure = False
         order = ""
         board: Literal["pc", "q35", "microvm"] = "pc"
         for part in element:
@@ -277,22 +276,12 @@ class _Reader:
                     raise self.bad(f"<os><type arch={part.get('arch')!r}> {text}: kvmkit's machine is an x86 PC (hvm)")
                 machine = part.get("machine", "")
                 board = "q35" if "q35" in machine else "microvm" if machine == "microvm" else "pc"
-            elif part.tag == "loader":
-                secure = part.get("secure") == "yes"
-                if part.get("type") == "pflash":
-                    code = text
-                else:
-                    bios = text
-            elif part.tag == "nvram":
-                variables = text
-                template = part.get("template", "")
             elif part.tag == "boot":
                 order += {"hd": "c", "cdrom": "d", "network": "n"}.get(part.get("dev", ""), "")
-            elif part.tag not in ("kernel", "initrd", "cmdline"):
+            elif part.tag not in ("kernel", "initrd", "cmdline", "loader", "nvram", "firmware"):
                 self.leave_out(part, "domain/os")
-        efi = element.get("firmware") == "efi"
         initrd = self.text("os/initrd")
-        firmware = Firmware(bios=bios, code=code, variables=variables, secure=secure, efi=efi, template=template)
+        firmware = read_firmware(element, self.leave_out)
         return firmware, self.text("os/kernel"), (initrd,) if initrd else (), self.text("os/cmdline"), board, order
 
     def device(self, element: ElementTree.Element) -> None:

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from kvmkit.errors import BadInput
-from kvmkit.manager.description import Description, Disk, Firmware, Network
+from kvmkit.manager.description import Description, Disk, Network
+from kvmkit.manager.libvirt_firmware import write_firmware
 from kvmkit.manager.qemu_chardevs import CONSOLE
 from kvmkit.manager.qemu_limits import told
 from kvmkit.manager.qemu_write import rng_rate
@@ -85,7 +86,7 @@ def _memory(root: Element, description: Description) -> None:
 def _os(root: Element, description: Description) -> None:
     element = SubElement(root, "os")
     SubElement(element, "type", arch="x86_64", machine=description.board).text = "hvm"
-    _firmware(element, description.firmware)
+    write_firmware(element, description.firmware)
     for tag, text in (("kernel", description.kernel), ("initrd", "".join(description.initrd[:1]))):
         if text:
             SubElement(element, tag).text = abspath(text)
@@ -94,21 +95,6 @@ def _os(root: Element, description: Description) -> None:
     if not any(disk.boot_index is not None for disk in description.disks):  # libvirt takes one way or the other
         for letter in description.boot_order:
             SubElement(element, "boot", dev={"c": "hd", "d": "cdrom"}.get(letter, "network"))
-
-
-def _firmware(element: Element, firmware: Firmware) -> None:
-    if firmware.efi:
-        element.set("firmware", "efi")
-    if firmware.code:
-        secure = "yes" if firmware.secure else "no"
-        SubElement(element, "loader", readonly="yes", secure=secure, type="pflash").text = abspath(firmware.code)
-        if firmware.variables:
-            nvram = SubElement(element, "nvram")
-            nvram.text = abspath(firmware.variables)
-            if firmware.template:
-                nvram.set("template", abspath(firmware.template))
-    elif firmware.bios:
-        SubElement(element, "loader", type="rom").text = abspath(firmware.bios)
 
 
 def _cpu(root: Element, description: Description) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Literal
 
+import msgspec
+
 from kvmkit.errors import BadInput
 from kvmkit.machine.pmem import Pmem
-from kvmkit.manager.description import MIB, Description, Firmware, Memory, Serial
+from kvmkit.manager.description import MIB, Description, Disk, Memory, Serial
 from kvmkit.manager.qemu_devices import Devices
 from kvmkit.manager.qemu_limits import limits
 from kvmkit.manager.qemu_options import Pairs, refuse, split_commas, split_options
@@ -17,6 +20,13 @@ Board = Literal["pc", "q35", "microvm"]
 
 SIZE_UNITS = {"": MIB, "b": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30, "t": 1 << 40}
 LARGEST = 1 << 52
+
+HARMLESS_GLOBALS = frozenset(
+    f"{driver}.{name}" for driver in ("ICH9-LPC", "PIIX4_PM") for name in ("disable_s3", "disable_s4")
+)
+"""Of what our machine does not have: sleep."""
+DATA_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/ovmf")
+"""Where QEMU looks for firmware that has no path."""
 
 
 def parse(words: list[str]) -> Description:
@@ -37,6 +47,13 @@ def size_of(text: str, option: str) -> int:
     if not 0 < size <= LARGEST:
         raise BadInput(f"qemu -{option} {text}: no machine has that much memory")
     return size
+
+
+def _in_data_directory(name: str) -> str:
+    """The path of an image that -bios names: as it is, or where QEMU has its own."""
+    if not name or os.path.dirname(name) or os.path.exists(name):
+        return name
+    return next((path for place in DATA_DIRECTORIES if os.path.exists(path := os.path.join(place, name))), name)
 
 
 class _Translation:
@@ -115,11 +132,11 @@ class _Translation:
         if accel := pairs.get("accel"):
             self.accels += accel.split(":")
         self.memory_backend = pairs.get("memory-backend", self.memory_backend)
-        self.secure = pairs.flag("smm", self.secure)
-        for key in ("pflash0", "pflash1"):
-            if node := pairs.get(key):
-                self.devices.flash_node(node)
+        for unit in (0, 1):
+            if node := pairs.get(f"pflash{unit}"):
+                self.devices.flash_node(unit, node)
         pairs.ignore(
+            "smm",  # on by itself where there is any; whether firmware needs it is seen at its image
             "vmport",
             "dump-guest-core",
             "mem-merge",
@@ -248,7 +265,18 @@ class _Translation:
         self.devices.drive(argument)
 
     def _pflash(self, argument: str) -> None:
-        self.devices.flash(argument, readonly=False)
+        self.devices.flash(Disk(path=argument))
+
+    def _global(self, argument: str) -> None:
+        name, _, value = argument.partition("=")
+        if name == "driver":
+            pairs = Pairs("global", argument)
+            name, value = f"{pairs.need('driver')}.{pairs.need('property')}", pairs.need("value")
+            pairs.finish()
+        if name == "cfi.pflash01.secure":  # variables that only firmware in system management mode writes
+            self.secure = value in ("on", "yes", "true", "1")
+        elif name not in HARMLESS_GLOBALS:
+            raise refuse(f"-global {argument}", "say it at the device itself")
 
     def _chardev(self, argument: str) -> None:
         self.devices.chardevs.add(argument)
@@ -343,7 +371,8 @@ class _Translation:
         pairs.finish()
 
     def result(self) -> Description:
-        disks, networks, flashes = self.devices.result(self.snapshot)
+        disks, networks = self.devices.result(self.snapshot)
+        firmware = self.devices.firmware(self.snapshot)
         memory = self._memory_result()
         for place, id in self.waiting_serials:
             self.serials[place] = self.devices.chardevs.serial(id, f"-serial chardev:{id}")
@@ -353,8 +382,7 @@ class _Translation:
         if not serials and not self.no_serial and not self.graphic and self.defaults:
             serials = [Serial(kind="stdio")]
         display = self.display or ("window" if self.graphic and self.defaults else "none")
-        code = flashes[0] if flashes else ""
-        variables = flashes[1] if len(flashes) > 1 else ""
+        bios = "" if firmware.code else _in_data_directory(self.texts.get("bios", ""))
         return Description(
             name=self.texts.get("name", ""),
             uuid=self.texts.get("uuid", ""),
@@ -368,7 +396,7 @@ class _Translation:
             kernel=self.texts.get("kernel", ""),
             initrd=tuple(self.initrd),
             append=self.texts.get("append", ""),
-            firmware=Firmware(bios=self.texts.get("bios", ""), code=code, variables=variables, secure=self.secure),
+            firmware=msgspec.structs.replace(firmware, bios=bios, secure=self.secure),
             boot_order=self.boot_order,
             disks=disks,
             networks=networks,

@@ -13,7 +13,7 @@ from kvmkit.machine.limits import Limits
 from kvmkit.machine.pmem import Pmem
 from kvmkit.machine.spec import MAX_DISK_QUEUES, ConsolePort
 from kvmkit.machine.vhost_user import VhostUser
-from kvmkit.manager.description import Disk, Network, Serial
+from kvmkit.manager.description import Disk, Firmware, Network, Serial
 from kvmkit.manager.qemu_chardevs import CONSOLE, Chardevs
 from kvmkit.manager.qemu_limits import limits
 from kvmkit.manager.qemu_networks import mac_of, network
@@ -33,8 +33,8 @@ class Devices:
         self.drives: dict[str, Disk] = {}  # if=none and -blockdev, by id
         self.nodes: dict[str, str] = {}  # -blockdev protocol nodes: name -> path
         self.node_flags: dict[str, bool] = {}
-        self.flashes: list[tuple[int, str]] = []
-        self.flash_nodes: list[str] = []
+        self.flashes: dict[int, Disk] = {}
+        self.flash_nodes: dict[int, str] = {}
         self.networks: list[Network] = []
         self.back_ends: dict[str, Network] = {}
         self.used: set[str] = set()
@@ -66,12 +66,15 @@ class Devices:
         path = _path(pairs.get("file"), "drive")
         unit = pairs.number("unit", 0, 255)
         readonly = pairs.flag("readonly") or pairs.flag("read-only") or media == "cdrom"
-        if interface == "pflash":
-            pairs.ignore("format", "index", "id")
-            self.flash(path, readonly, unit)
-            pairs.finish()
-            return
         index = pairs.number("index", 0, 255)
+        if interface == "pflash":
+            image = Disk(
+                path=path, format=pairs.get("format"), readonly=readonly, snapshot=pairs.flag("snapshot")
+            )  # fmt: skip
+            pairs.ignore("id", "cache", "aio", "file.locking")
+            pairs.finish()
+            self.flash(image, index if unit is None else unit)
+            return
         id = pairs.get("id")
         rates = Limits(**limits("drive", pairs))
         disk = Disk(
@@ -97,11 +100,21 @@ class Devices:
         else:
             self.disks.append((index, disk))
 
-    def flash(self, path: str, readonly: bool, unit: int | None = None) -> None:
-        self.flashes.append((len(self.flashes) if unit is None else unit, _path(path, "pflash")))
+    def flash(self, image: Disk, unit: int | None = None) -> None:
+        """One of two chips: the code, and the variables below it."""
+        unit = next(free for free in range(3) if free not in self.flashes) if unit is None else unit
+        if unit in self.flashes:
+            raise BadInput(f"qemu pflash: {self.flashes[unit].path} and {image.path} are both unit {unit}")
+        if unit > 1:
+            raise BadInput(f"qemu pflash: {image.path}: there are two, unit 0 (code) and unit 1 (variables)")
+        if image.format not in ("", "raw"):
+            raise refuse(
+                f"pflash of format {image.format}", f"qemu-img convert -O raw {image.path} {image.path}.raw"
+            )  # fmt: skip
+        self.flashes[unit] = image
 
-    def flash_node(self, node: str) -> None:
-        self.flash_nodes.append(node)
+    def flash_node(self, unit: int, node: str) -> None:
+        self.flash_nodes[unit] = node
 
     def blockdev(self, argument: str) -> None:
         values = _json(argument, "blockdev") if argument.startswith("{") else None
@@ -302,15 +315,11 @@ class Devices:
         self.networks.append(msgspec.structs.replace(network(kind, pairs), mac=mac))
         pairs.finish()
 
-    def result(self, snapshot: bool) -> tuple[tuple[Disk, ...], tuple[Network, ...], tuple[str, ...]]:
-        """(disks in their order, networks, flash images)."""
+    def result(self, snapshot: bool) -> tuple[tuple[Disk, ...], tuple[Network, ...]]:
+        """(disks in their order, networks)."""
         for driver, pairs in self.waiting:
             self._attach(driver, pairs)
         self.waiting = []
-        for node in self.flash_nodes:
-            if node not in self.drives:
-                raise BadInput(f"qemu -machine pflash: no -blockdev is named {node}")
-            self.flash(self.drives[node].path, self.drives[node].readonly)
         taken = [place for place, disk in self.disks if place is not None and disk.bus == "ide"]
         for place in taken:
             if taken.count(place) > 1:
@@ -320,7 +329,22 @@ class Devices:
         disks = [disk for _, disk in sorted(placed, key=lambda item: item[0])]
         if snapshot:
             disks = [msgspec.structs.replace(disk, snapshot=not disk.readonly) for disk in disks]
-        return tuple(disks), tuple(self.networks), tuple(path for _, path in sorted(self.flashes))
+        return tuple(disks), tuple(self.networks)
+
+    def firmware(self, snapshot: bool) -> Firmware:
+        """What is in flash. What the guest writes into variables that are not to be written goes with the VM."""
+        for unit, node in self.flash_nodes.items():
+            if node not in self.drives:
+                raise BadInput(f"qemu -machine pflash{unit}: no -blockdev is named {node}")
+            self.flash(self.drives[node], unit)
+        code, variables = self.flashes.get(0), self.flashes.get(1)
+        if variables is None:
+            return Firmware(code="" if code is None else code.path)
+        if code is None:
+            raise BadInput(f"qemu pflash: {variables.path} is unit 1, and no unit 0 has the code")
+        if variables.readonly or variables.snapshot or snapshot:
+            return Firmware(code=code.path, template=variables.path)
+        return Firmware(code=code.path, variables=variables.path)
 
 
 def _nearest_device(kind: str) -> str:

@@ -13,7 +13,7 @@ FLAGS = frozenset(
 )
 ARGUMENTS = frozenset(
     "accel machine M cpu smp m mem-path hda hdb hdc hdd cdrom drive blockdev chardev device netdev nic kernel initrd"
-    " append bios pflash serial vnc display boot name object numa pidfile uuid rtc vga".split()
+    " append bios pflash serial vnc display boot name object numa pidfile uuid rtc vga global".split()
 )
 
 # What QEMU has and we don't: with an argument or without, and the nearest that we do.
@@ -62,7 +62,6 @@ OTHER_ARGUMENTS: dict[str, str] = {
     "incoming": "there is no live migration",
     "loadvm": "QEMU's snapshots inside qcow2 are not read",
     "icount": "leave it away",
-    "global": "say it at the device itself",
     "set": "say it at the device itself",
     "readconfig": "write the options on the command line",
     "writeconfig": "leave it away",

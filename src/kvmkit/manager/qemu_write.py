@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kvmkit.machine.limits import Limits
-from kvmkit.manager.description import Description, Disk, Forward, Network, Serial
+from kvmkit.manager.description import Description, Disk, Firmware, Forward, Network, Serial
+from kvmkit.manager.fit_firmware import flash_images
 from kvmkit.manager.qemu_chardevs import CONSOLE
 from kvmkit.manager.qemu_limits import told
 from kvmkit.net.options import BRIDGE_PREFIX
@@ -12,7 +13,10 @@ GIB = 1 << 30
 
 
 def write_qemu(description: Description) -> list[str]:
-    """The words after `qemu-system-x86_64`. BadInput when the size of a file of persistent memory is not to be had."""
+    """The words after `qemu-system-x86_64`.
+
+    BadInput when the size of a file of persistent memory is not to be had, HostError when UEFI is not.
+    """
     words = ["-machine", _machine(description)]
     if description.accel != "auto":
         words += ["-accel", description.accel]
@@ -32,10 +36,7 @@ def write_qemu(description: Description) -> list[str]:
         if text:
             words += [f"-{option}", text]
     words += _memory(description) + _pmem(description)
-    for unit, image in enumerate((description.firmware.code, description.firmware.variables)):
-        if image:
-            readonly = ",readonly=on" if unit == 0 else ""
-            words += ["-drive", f"if=pflash,format=raw,unit={unit}{readonly},file={_comma(image)}"]
+    words += _flash(description.firmware)
     if any(disk.bus == "scsi" for disk in description.disks):
         words += ["-device", "virtio-scsi-pci,id=scsi0"]  # before what hangs on it
     for index, disk in enumerate(description.disks):
@@ -51,11 +52,19 @@ def _machine(description: Description) -> str:
     text: str = description.board
     if text == "microvm":
         text += ",pcie=on"  # its devices hang on PCI here, as on the other boards
-    if description.firmware.secure:
-        text += ",smm=on"
     if description.memory.shared or description.memory.hugepages:
         text += ",memory-backend=ram"
     return text
+
+
+def _flash(firmware: Firmware) -> list[str]:
+    """UEFI by its own word is the host's OVMF. Variables made of a template go with the VM."""
+    code, variables = flash_images(firmware)
+    words = ["-global", "driver=cfi.pflash01,property=secure,value=on"] if firmware.secure and firmware.code else []
+    kept = "" if firmware.variables else ",snapshot=on"
+    for unit, option, image in ((0, ",readonly=on", code), (1, kept, variables)):
+        words += ["-drive", f"if=pflash,format=raw,unit={unit}{option},file={_comma(image)}"] if image else []
+    return words
 
 
 def _pmem(description: Description) -> list[str]:

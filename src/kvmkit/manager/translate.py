@@ -10,13 +10,14 @@ import msgspec
 
 from kvmkit.block import formats
 from kvmkit.errors import BadInput
-from kvmkit.firmware import is_uefi
+from kvmkit.firmware import BIOS, UEFI, is_uefi
 from kvmkit.machine import spec as machine
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network as Card
 from kvmkit.machine.networks import next_mac
 from kvmkit.manager.description import MIB, Description, Disk, Firmware, Forward, Memory, Network, Serial
 from kvmkit.manager.fit import LOCAL, boot_order, fitted_disks, fitted_input, fitted_networks, has_balloon
+from kvmkit.manager.fit_firmware import fitted_firmware
 from kvmkit.manager.qemu_limits import plain
 from kvmkit.manager.spec import VmSpec
 from kvmkit.net.options import parse_publish
@@ -28,7 +29,7 @@ def to_spec(description: Description) -> VmSpec:
     networks, policy = fitted_networks(description)
     transport: Literal["mmio", "pci"] = "mmio" if description.board == "microvm" else "pci"
     size = description.memory.size
-    firmware = "" if description.kernel else description.firmware.bios or "bios"
+    firmware = fitted_firmware(description)
     order = boot_order(description)
     return VmSpec(
         name=description.name,
@@ -42,8 +43,11 @@ def to_spec(description: Description) -> VmSpec:
         kernel=description.kernel,
         initrd=description.initrd,
         append=description.append if description.kernel else None,
-        firmware=firmware,
-        boot_order=order if firmware else (),
+        firmware=firmware.firmware,
+        nvram=firmware.nvram,
+        nvram_template=firmware.nvram_template,
+        secure_boot=firmware.secure_boot,
+        boot_order=order if firmware.firmware else (),
         transport=transport,
         disks=disks,
         scsi=scsi,
@@ -143,7 +147,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         kernel=spec.kernel,
         initrd=spec.initrd,
         append=spec.append or "",
-        firmware=Firmware(bios=spec.firmware if spec.firmware != "bios" else ""),
+        firmware=_firmware(spec),
         disks=tuple(disks),
         networks=_networks(spec, left),
         defaults=False,
@@ -163,6 +167,21 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         reboot=spec.reboot,
     )
     return description, left
+
+
+def _firmware(spec: VmSpec) -> Firmware:
+    if spec.firmware == UEFI:
+        return Firmware(
+            efi=True,
+            secure=spec.secure_boot,
+            keys=spec.secure_boot,
+            variables=spec.nvram,
+            made=bool(spec.nvram),
+            template=spec.nvram_template,
+        )
+    if spec.nvram or spec.nvram_template:
+        return Firmware(code=spec.firmware, variables=spec.nvram, made=bool(spec.nvram), template=spec.nvram_template)
+    return Firmware(bios=spec.firmware if spec.firmware != BIOS else "")
 
 
 def _networks(spec: VmSpec, left: list[str]) -> tuple[Network, ...]:
