@@ -13,14 +13,6 @@ from pathlib import Path
 
 from kvmkit.errors import HostError
 
-SEABIOS = (
-    "/usr/share/seabios/bios-256k.bin",
-    "/usr/share/qemu/bios-256k.bin",
-    "/usr/share/kvm/bios-256k.bin",
-    "/usr/local/share/qemu/bios-256k.bin",
-)
-"""Where distributions put SeaBIOS: Debian and Fedora, Arch and openSUSE, builds of QEMU."""
-
 
 def program() -> list[str]:
     """The command that is kvmkit, as ./kvmkit has it: by its file, not by -m, which would load more of Python first."""

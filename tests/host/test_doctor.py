@@ -234,4 +234,4 @@ def test_nothing_of_kvmkit_but_the_bottom_row_is_imported() -> None:
         "print(sorted(m for m in sys.modules if m.startswith('kvmkit.') and not m.startswith('kvmkit.host')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['kvmkit.errors', 'kvmkit.packages', 'kvmkit.paths']"
+    assert done.stdout.strip() == "['kvmkit.errors', 'kvmkit.firmware', 'kvmkit.packages']"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bootable import boot_disc, boot_sector
 
-from kvmkit.boot import firmware
+from kvmkit.boot import seabios
 from kvmkit.errors import BadInput, HostError
 from kvmkit.machine import Disk, EndReason, Machine, MachineSpec, ScsiDisk
 
@@ -16,9 +16,9 @@ SPEAK = 'mov si, offset text; call say; call second; mov si, 0x8000; call say; j
 
 
 @pytest.fixture(autouse=True)
-def seabios() -> str:
+def has_seabios() -> str:
     try:
-        return firmware.find()
+        return seabios.find()
     except HostError as error:
         pytest.skip(str(error))
 
@@ -132,7 +132,8 @@ def test_what_is_no_bios_is_refused_in_a_line(tmp_path: Path) -> None:
     small.write_bytes(b"x")
     uefi.write_bytes(bytes(2 * MIB))
     wild.write_bytes(bytes(128 << 10))
-    for path, said in ((small, "64 to 256 KiB"), (uefi, "UEFI"), (wild, "reset vector"), (tmp_path / "no", "No such")):
+    no = tmp_path / "no"
+    for path, said in ((small, "64 to 256 KiB"), (uefi, "no UEFI image"), (wild, "reset vector"), (no, "No such")):
         with pytest.raises(BadInput, match=said) as refused:
             started(firmware=str(path), disks=disk)
         assert "\n" not in str(refused.value)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import kvmkit
-from kvmkit.boot import firmware
+from kvmkit.boot import seabios
 from kvmkit.errors import HostError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "machine"))
@@ -43,7 +43,7 @@ TCG = ("-accel", "tcg", "-m", "16", "-device", "isa-debug-exit")
 @pytest.fixture(autouse=True)
 def own_vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     try:
-        firmware.find()
+        seabios.find()
     except HostError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))

@@ -25,9 +25,9 @@ ROWS = """
     vhost_user block net display
     accel
     bus memory
-    terminal paths errors packages
+    terminal paths errors packages firmware
 """
-BOTTOM = {"terminal", "paths", "errors", "packages"}
+BOTTOM = {"terminal", "paths", "errors", "packages", "firmware"}
 STAND_ALONE = {"host", "guest", "secureboot"}
 MAY_USE_STAND_ALONE = {"__main__", "cli", "api", "web", "bench", "manager", "testing", "machine"}
 

@@ -72,7 +72,7 @@ def _daemonize(spec: VmSpec) -> int:
     from kvmkit.manager.spawn import spawn
 
     spec.machine()
-    with create.make(spec, temporary=True) as home:
+    with create.made(spec, temporary=True) as home:
         try:
             spawn(home)
         except BaseException:

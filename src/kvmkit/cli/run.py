@@ -11,8 +11,7 @@ from kvmkit.cli.verbs import VERBS
 from kvmkit.errors import BadInput
 
 if TYPE_CHECKING:
-    from kvmkit.machine import MachineSpec, Network
-    from kvmkit.manager.home import Home
+    from kvmkit.machine import Network
     from kvmkit.manager.spec import VmSpec
 
 SUMMARY = VERBS["run"].summary
@@ -44,6 +43,7 @@ examples:
   kvmkit run --console                          the serial console instead: watch it boot
   kvmkit run --kernel vmlinuz --initrd my.cpio  your own kernel, its console on this terminal
   kvmkit run --firmware bios --disk system.raw  a disk with a boot loader, its console on this terminal
+  kvmkit run --firmware uefi --secure-boot --disk system.raw    by UEFI; kvmkit help firmware
   kvmkit run --kernel test.elf --debug-exit     a multiboot kernel that ends by port 0xf4
 
 A VM is removed when it ends, unless it has a name or is detached; --rm removes these too.
@@ -53,8 +53,8 @@ with --debug-exit (V << 1) | 1. More: kvmkit help exit-status, kvmkit help engin
 
 
 GIVEN = (
-    "name accel memory cpus cpu nested hugepages root_size transport vsock policy user_data kernel firmware append"
-    " timeout"
+    "name accel memory cpus cpu nested hugepages root_size transport vsock policy user_data kernel firmware nvram"
+    " nvram_template append timeout"
 ).split()
 """Options that are fields of a VmSpec as they come."""
 
@@ -109,7 +109,11 @@ def specification(parser: argparse.ArgumentParser) -> None:
     add("--no-vsock", dest="vsock", action="store_false", default=None, help="no such device")
     add("--user-data", metavar="FILE", help="cloud-init's user-data, for a guest that has it (debian-systemd)")
     add("--kernel", metavar="PATH", help="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")
-    add("--firmware", metavar="FIRMWARE", help="start the first disk by its boot loader: bios, or a BIOS image's path")
+    add("--firmware", metavar="FIRMWARE", help="start a disk by its boot loader: bios, uefi, or an image's path")
+    add("--secure-boot", action="store_true", help="with UEFI: start only what Microsoft's keys have signed")
+    text = "with UEFI: the file of its variables, made if it is not there (default: the VM's own)"
+    add("--nvram", metavar="PATH", help=text)
+    add("--nvram-template", metavar="PATH", help="what that file is made of (default: what belongs to the firmware)")
     add("--initrd", action="append", metavar="PATH", help="an initramfs; may be given several times")
     add("--append", metavar="TEXT", help="more kernel parameters; with --kernel alone, all of them")
     add("--console", action="store_true", help="the guest's first serial port on this terminal; Ctrl-] x leaves")
@@ -133,10 +137,10 @@ def specified(args: argparse.Namespace) -> VmSpec:
     from kvmkit.manager.spec import VmSpec
 
     given = {name: value for name in GIVEN if (value := getattr(args, name, None)) is not None}
-    for name in ("name", "kernel", "firmware"):
+    for name in ("name", "kernel", "firmware", "nvram", "nvram_template"):
         if given.get(name) == "":
-            raise BadInput(f"--{name}: is empty")
-    given |= {name: True for name in ("console", "debug_exit", "rng", "balloon") if getattr(args, name)}
+            raise BadInput(f"--{name.replace('_', '-')}: is empty")
+    given |= {name: True for name in ("console", "debug_exit", "rng", "balloon", "secure_boot") if getattr(args, name)}
     if args.disk:
         given["disks"] = tuple(parse_disk(text) for text in args.disk)
     if args.console_port:
@@ -218,7 +222,7 @@ def _detach(args: argparse.Namespace, spec: VmSpec) -> int:
             raise BadInput(f"{option} goes with a VM in the foreground, not with --detach")
     _tell_of_network(spec)
     spec.machine()  # an image that is not there is built now, where its progress is seen
-    with create.make(spec, temporary=args.rm) as home:
+    with create.made(spec, temporary=args.rm) as home:
         try:
             spawn(home)
         except BaseException:
@@ -236,23 +240,6 @@ def _tell_of_network(spec: VmSpec) -> None:
         say(f"note: {text}")
 
 
-def _with_own_disks(home: Home, machine: MachineSpec, spec: VmSpec, *, temporary: bool) -> MachineSpec:
-    """The machine with what is in the VM's directory: the layer above its image, and cloud-init's seed."""
-    from kvmkit.manager import rootdisk
-
-    try:
-        if spec.root_size or not temporary:
-            machine = rootdisk.with_layer(machine, home.path, spec.root_bytes())
-        if spec.user_data:
-            from kvmkit.manager import seed
-
-            machine = seed.attached(machine, home.path, spec.user_data)
-        return machine
-    except BaseException:
-        home.discard()  # it was made for this
-        raise
-
-
 def run_spec(
     spec: VmSpec,
     *,
@@ -268,17 +255,18 @@ def run_spec(
 
     from kvmkit.cli import session
     from kvmkit.manager import create, imagesettings
+    from kvmkit.manager.own_files import with_own_files
 
     _tell_of_network(spec)
     if spec.console and tty:
         raise BadInput("--console shows the serial port, where no command of kvmkit's runs: leave one of them away")
     spec = spec.identified()
     # A reset ends `run`: what it was called for is gone. Not so where a disk was started, which installers reset.
-    machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or bool(spec.firmware))).machine(
+    machine = msgspec.structs.replace(spec, reboot=spec.reboot and (reboot or spec.boots_disk)).machine(
         attached=not spec.with_agent and not spec.serial
     )
-    with _pidfile(spec.pidfile), create.make(spec, temporary=temporary) as home:
-        machine = _with_own_disks(home, machine, spec, temporary=temporary)
+    with _pidfile(spec.pidfile), create.made(spec, temporary=temporary) as home:
+        machine = with_own_files(machine, spec, home.path, temporary=temporary)
         return session.run(
             home,
             machine,

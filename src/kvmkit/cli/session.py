@@ -51,19 +51,9 @@ def run(
     attended = os.isatty(0) and os.isatty(1)
     # On a terminal the keys come by way of us, who look for the escape key.
     keys = 0 if spec.console == "attach" and not attended else -1
-    try:
-        vmm = Vmm(
-            home,
-            spec,
-            with_agent=with_agent,
-            foreground=True,
-            console_in=keys,
-            warn=_warn,
-            started_ns=started_ns,
-        )
-    except BaseException:
-        home.discard()  # it was made for this
-        raise
+    vmm = Vmm(
+        home, spec, with_agent=with_agent, foreground=True, console_in=keys, warn=_warn, started_ns=started_ns
+    )  # fmt: skip
     led = None
     if serial:
         from kvmkit.manager import outlet

@@ -6,7 +6,7 @@ Only reading: what the guest writes is dropped. Source: docs/specs/fw_cfg.rst of
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -47,9 +47,19 @@ class FwCfgState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class FwCfg(Device):
-    """`files` by their names, of at most 55 bytes each. vCPUs that use it at once spoil only their own reading."""
+    """`files` by their names, of at most 55 bytes each, and `items` by their numbers. A file that depends on what
+    the guest has set up by then is a function that makes it, of the same size at any time; it is called when the guest
+    selects the file. vCPUs that use it at once spoil only their own reading.
+    """
 
-    def __init__(self, memory: GuestMemory, files: Mapping[str, bytes], *, cpus: int = 1) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        files: Mapping[str, bytes | Callable[[], bytes]],
+        *,
+        items: Mapping[int, bytes] | None = None,
+        cpus: int = 1,
+    ) -> None:
         if len(files) > MAX_FILES:
             raise BadInput(f"fw_cfg: {len(files)} files; {MAX_FILES} can be")
         self._memory = memory
@@ -61,14 +71,20 @@ class FwCfg(Device):
             CPUS: count,
             MOST_CPUS: count,
             BOOT_MENU: bytes(2),
+            **(items or {}),
         }
+        self._made: dict[int, Callable[[], bytes]] = {}
         entries = [struct.pack(">I", len(files))]
         for key, name in enumerate(sorted(files), FIRST_FILE):
             encoded = name.encode()
             if not 0 < len(encoded) < NAME_BYTES:
                 raise BadInput(f"fw_cfg: a name has 1 to {NAME_BYTES - 1} bytes: {name!r}")
-            entries.append(struct.pack(f">IHH{NAME_BYTES}s", len(files[name]), key, 0, encoded))
-            self._items[key] = files[name]
+            content = files[name]
+            if callable(content):
+                self._made[key] = content
+                content = content()
+            entries.append(struct.pack(f">IHH{NAME_BYTES}s", len(content), key, 0, encoded))
+            self._items[key] = content
         self._items[DIRECTORY] = b"".join(entries)
 
     def read(self, offset: int, size: int) -> int:
@@ -95,6 +111,8 @@ class FwCfg(Device):
 
     def _select(self, key: int) -> None:
         self._selected, self._offset = key, 0
+        if key in self._made:
+            self._items[key] = self._made[key]().ljust(len(self._items[key]), b"\0")[: len(self._items[key])]
 
     def _take(self, size: int) -> bytes:
         """The next bytes of the selected item; zeros after its end, and where there is none."""

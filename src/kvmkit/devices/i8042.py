@@ -72,6 +72,7 @@ class Output(IntFlag):
 SELF_TEST_PASSED = 0x55
 CLOCK_STUCK_LOW = 0x01
 NO_ANSWER = 0xFE
+NOTHING = 0xFF
 _WITH_DATA = (Command.WRITE_CONFIG, Command.WRITE_OUTPUT, Command.LOOP_KEYBOARD, Command.LOOP_AUX, Command.WRITE_AUX)
 
 
@@ -85,10 +86,14 @@ class I8042State(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class I8042(Device):
-    """Ports 0x60 and 0x64; the bus gives `command_port` its own range. A byte for the keyboard is not answered."""
+    """Ports 0x60 and 0x64; the bus gives `command_port` its own range. A byte for the keyboard is not answered.
 
-    def __init__(self, reset: Callable[[], None], irq: Line = unconnected) -> None:
+    A `hidden` one reads as if nothing were there, and only resets: UEFI then does not wait seconds for a keyboard.
+    """
+
+    def __init__(self, reset: Callable[[], None], irq: Line = unconnected, *, hidden: bool = False) -> None:
         self.reset = reset
+        self.hidden = hidden
         self.line = OutputLine(irq)
         self.saved = I8042State()
         self.command_port = CommandPort(self)
@@ -96,7 +101,7 @@ class I8042(Device):
     def read(self, offset: int, size: int) -> int:
         self.saved.status &= ~(Status.OUTPUT_FULL | Status.TIMEOUT)
         self.line.update(0)
-        return self.saved.data
+        return NOTHING if self.hidden else self.saved.data
 
     def write(self, offset: int, size: int, value: int) -> None:
         value &= 0xFF
@@ -116,7 +121,7 @@ class I8042(Device):
             self._answer(NO_ANSWER, Status.TIMEOUT)
 
     def read_status(self) -> int:
-        return self.saved.status
+        return NOTHING if self.hidden else self.saved.status
 
     def write_command(self, value: int) -> None:
         saved = self.saved

@@ -14,11 +14,14 @@ from kvmkit.devices.power import PowerManagement, ResetPort
 from kvmkit.devices.rtc import Rtc
 from kvmkit.devices.serial import SerialPort
 from kvmkit.devices.sinks import Sink
+from kvmkit.machine.firmware import Firmware
 from kvmkit.machine.virtio import VirtioDevices
+from kvmkit.memory import HOLE
 from kvmkit.memory.backing import allocate
 
 if TYPE_CHECKING:
     from kvmkit.accel import Engine, VirtualCpu, VirtualMachine
+    from kvmkit.boot.acpi import AcpiTables
     from kvmkit.boot.acpi.pci import PciHost
     from kvmkit.devices.lines import Timed
     from kvmkit.machine.spec import MachineSpec
@@ -56,7 +59,7 @@ class Board:
     ) -> None:
         self.spec = spec
         self.rsdp = 0
-        self.firmware = b""
+        self.firmware = Firmware(spec) if spec.firmware else None
         self.vcpus = []
         self.pci: HostBridge | None = None
         self.memory = allocate(
@@ -66,18 +69,22 @@ class Board:
             preallocate=spec.preallocate,
             shared=spec.shares_memory,
             behind=sum(each.check() for each in spec.pmem),
+            below=self.firmware.low_memory if self.firmware else HOLE,
         )
         try:
+            if self.firmware is not None:
+                self.firmware.load(self.memory)
             self.ports = AddressSpace("ports")
             self.mmio = AddressSpace("memory")
             self.vm = engine.create(self.memory, self.ports, self.mmio, cpu=spec.cpu_text, cpus=spec.cpus)
-            self.pci = self._add_pci() if spec.transport == "pci" else None
+            self.pci = self._add_pci() if spec.on_pci else None
             self._add_serial(console, agent)
             self._add_platform(events, debug)
             self.virtio = VirtioDevices(spec, self.memory, self.vm, self.mmio, self.pci, log)
-            self._add_tables()
-            if spec.firmware:
-                self._add_firmware()
+            if self.firmware is not None:
+                self._add_firmware(self.firmware)
+            else:
+                self._add_tables()
             self.vcpus = [self.vm.create_vcpu(index) for index in range(spec.cpus)]
         except BaseException:
             self.close()
@@ -99,6 +106,10 @@ class Board:
 
     def _add_pci(self) -> HostBridge:
         """The bus; its devices come later. A machine without it neither imports nor describes PCI."""
+        if self.firmware is not None and self.firmware.uefi:
+            from kvmkit.pci.q35 import Q35
+
+            return Q35(self.vm, self.memory, self.mmio)
         from kvmkit.pci import HostBridge
 
         return HostBridge(self.vm, self.memory, self.mmio)
@@ -107,7 +118,8 @@ class Board:
         add = self.ports.add
         self.rtc = Rtc(irq=self._line(pc.RTC_IRQ), memory=self.spec.memory)
         add(pc.RTC_PORT, 2, self.rtc)
-        self.i8042 = I8042(events.reset, self._line(KEYBOARD_IRQ))
+        hidden = self.firmware is not None and self.firmware.uefi
+        self.i8042 = I8042(events.reset, self._line(KEYBOARD_IRQ), hidden=hidden)
         add(pc.I8042_DATA, 1, self.i8042)
         add(pc.I8042_COMMAND, 1, self.i8042.command_port)
         add(0x92, 1, SystemControlA(events.reset))
@@ -133,15 +145,16 @@ class Board:
         return (self.rtc, self.power)
 
     def _add_tables(self) -> None:
+        tables = self._tables(pc.ACPI_TABLES, pc.ACPI_TABLES_END)
+        for address, data in tables.blobs:
+            self.memory.write(address, data)
+        self.rsdp = tables.rsdp
+
+    def _tables(self, start: int = 0, end: int = 1 << 20) -> AcpiTables:
         """ACPI. It keeps quiet about the keyboard controller, which spares Linux a search; its reset works anyway."""
         from kvmkit.boot import acpi
 
-        start, end = pc.ACPI_TABLES, pc.ACPI_TABLES_END
-        if self.spec.firmware:  # which has that place itself
-            from kvmkit.boot import firmware
-
-            start, end = firmware.tables_at(self.memory), self.memory.low
-        tables = acpi.build(
+        return acpi.build(
             cpus=self.spec.cpus,
             serial=pc.SERIAL_PORTS[: len(self.serial)],
             virtio_mmio=self.virtio.described(),
@@ -150,27 +163,22 @@ class Board:
             start=start,
             end=end,
         )
-        for address, data in tables.blobs:
-            self.memory.write(address, data)
-        self.rsdp = tables.rsdp
 
-    def _add_firmware(self) -> None:
-        """Its image at the end of 4 GiB, and what it asks the machine by fw_cfg."""
-        from kvmkit.boot import firmware
+    def _add_firmware(self, firmware: Firmware) -> None:
+        """What it asks the machine by fw_cfg, and where it keeps what it is to remember."""
         from kvmkit.devices.fw_cfg import PORTS, FwCfg
 
-        self.firmware = firmware.read(self.spec.firmware)
-        self.mmio.add(firmware.FOUR_GIB - len(self.firmware), len(self.firmware), firmware.Rom(self.firmware))
-        rsdp = self.memory.read(self.rsdp, firmware.RSDP_BYTES)
-        files = firmware.files(self.memory, rsdp, self.virtio.boot_paths(self.spec.all_boot_order))
-        self.fw_cfg = FwCfg(self.memory, files, cpus=self.spec.cpus)
+        files = firmware.files(self.memory, self._tables, self.virtio.boot_paths(self.spec.all_boot_order))
+        self.fw_cfg = FwCfg(self.memory, files, items=firmware.items(), cpus=self.spec.cpus)
         self.ports.add(pc.FW_CFG_PORT, PORTS, self.fw_cfg)
         self.rtc.memory[pc.CMOS_BOOT_ORDER] = pc.DISK_THEN_CDROM
+        firmware.add_flash(self.mmio)
 
     def _describe_pci(self, bridge: HostBridge) -> PciHost:
         from kvmkit.boot.acpi.pci import PciHost
 
-        return PciHost((*bridge.window,), (*bridge.window64,), bridge.gsis())
+        window, window64 = bridge.described()
+        return PciHost((*window,), (*window64,), bridge.gsis(), bridge.config_space)
 
     def exits(self) -> dict[str, int]:
         """How often the guest left, by reason, over all vCPUs."""
@@ -194,3 +202,5 @@ class Board:
         if self.pci is not None:
             self.pci.close()
         self.memory.close()
+        if self.firmware is not None:
+            self.firmware.close()

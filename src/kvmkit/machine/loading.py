@@ -1,4 +1,4 @@
-"""The boot phase: put the kernel or the firmware in memory and the first vCPU at its entry."""
+"""The boot phase: put the kernel in memory, and the first vCPU at its entry or the firmware's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def load(board: Board) -> None:
-    """Load the kernel or firmware, and set vCPU 0. Raises BadInput when a file can't be used or memory is too small."""
+    """Load the kernel, if firmware does not, and set vCPU 0. BadInput: a file can't be used, too little memory."""
     from kvmkit import boot
 
     spec = board.spec
     if spec.firmware:
-        from kvmkit.boot import firmware
+        from kvmkit.boot.firmware import FirmwareState
 
-        firmware.load(board.memory, board.firmware).apply(board.vcpus[0])
+        FirmwareState().apply(board.vcpus[0])
         return
     state = boot.load(
         board.memory,

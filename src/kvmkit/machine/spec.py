@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from kvmkit import firmware
 from kvmkit.block.formats import FORMATS
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import KEYS, Limits, parse_limit
@@ -135,7 +136,14 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     initrd: tuple[str, ...] = ()
     append: str = ""
     firmware: str = ""
-    """A BIOS image instead of a kernel, to start from a disk: its path, or "bios" for the host's SeaBIOS."""
+    """What starts a disk: the path of a BIOS or UEFI image, or "bios" (the host's SeaBIOS) or "uefi" (its OVMF), which
+    also starts `kernel`."""
+    nvram: str = ""
+    """With UEFI, the file that keeps its variables; made if it is not there. None: they go with the machine."""
+    nvram_template: str = ""
+    """What that file is made of. None: what belongs to the firmware."""
+    secure_boot: bool = False
+    """With firmware "uefi", only start what Microsoft's keys have signed, or those in `nvram`."""
     boot_order: tuple[int, ...] = ()
     """Which disks firmware tries, first to last: places in `disks`, and after them in `scsi`. None: as they come."""
     accel: str = "auto"
@@ -144,7 +152,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory: int = 512 * MIB
     console: Literal["log", "attach"] = "log"
     transport: Literal["mmio", "pci"] = "mmio"
-    """How the guest finds its virtio devices: described one by one in ACPI, or on a PCI Express bus."""
+    """How the guest finds its virtio devices: described one by one in ACPI, or on a PCI Express bus, where UEFI looks
+    for them."""
     debug_exit: bool = False
     reboot: bool = False
     """Start again when the guest resets; without it, a reset ends the machine."""
@@ -183,7 +192,16 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def throws_away(self) -> bool:
         """Whether a disk's changes go with the machine."""
-        return any(disk.snapshot for disk in self.disks) or any(unit.snapshot for unit in self.scsi)
+        disks = any(disk.snapshot for disk in self.disks) or any(unit.snapshot for unit in self.scsi)
+        return disks or (self.uefi and not self.nvram)
+
+    @property
+    def on_pci(self) -> bool:
+        return self.transport == "pci" or self.uefi
+
+    @property
+    def uefi(self) -> bool:
+        return firmware.is_uefi(self.firmware)
 
     @property
     def all_boot_order(self) -> tuple[int, ...]:
@@ -231,12 +249,17 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             self.vsock.check()
 
     def _check_start(self) -> None:
-        if bool(self.kernel) == bool(self.firmware):
+        uefi = self.uefi
+        if not uefi and bool(self.kernel) == bool(self.firmware):
             raise BadInput("a machine starts a kernel (--kernel) or firmware (--firmware): name one of them")
-        if self.firmware and (self.initrd or self.append):
+        if not self.kernel and (self.initrd or self.append):
             raise BadInput(
                 "--firmware: the disk has the kernel's initrd and parameters: leave --initrd and --append away"
             )
+        if not uefi and (self.nvram or self.nvram_template or self.secure_boot):
+            raise BadInput("--nvram and --secure-boot go with UEFI: --firmware uefi")
+        if self.secure_boot and self.firmware != firmware.UEFI:
+            raise BadInput("--secure-boot chooses the host's own firmware: --firmware uefi")
         if not all(0 <= place < len(self.disks) + len(self.scsi) for place in self.boot_order):
             raise BadInput(f"boot order {self.boot_order}: there are {len(self.disks) + len(self.scsi)} disks")
 

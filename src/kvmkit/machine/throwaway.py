@@ -1,7 +1,7 @@
-"""Disks whose changes are thrown away: the guest has a copy that no name leads to, and which goes with the machine.
+"""Disks, and UEFI variables, whose changes are thrown away: the guest has a copy that goes with the machine.
 
-Where the file system shares blocks (Btrfs, XFS) the copy costs nothing; elsewhere it is made, but for the holes. It
-lies in TMPDIR, else /var/tmp.
+No name leads to it. Where the file system shares blocks (Btrfs, XFS) the copy costs nothing; elsewhere it is made, but
+for the holes. It lies in TMPDIR, else /var/tmp.
 """
 
 from __future__ import annotations
@@ -30,10 +30,21 @@ class Copies:
         try:
             disks = tuple(self._copied(disk) for disk in spec.disks)
             scsi = tuple(self._copied(unit) for unit in spec.scsi)
+            nvram = self._variables(spec) if spec.uefi and not spec.nvram else spec.nvram
         except BaseException:
             self.close()
             raise
-        self.spec = msgspec.structs.replace(spec, disks=disks, scsi=scsi)
+        self.spec = msgspec.structs.replace(spec, disks=disks, scsi=scsi, nvram=nvram)
+
+    def _variables(self, spec: MachineSpec) -> str:
+        """UEFI's, in memory."""
+        from kvmkit.boot import uefi
+
+        image = uefi.read(spec.firmware, secure_boot=spec.secure_boot, template=spec.nvram_template)
+        fd = os.memfd_create("kvmkit-nvram", os.MFD_CLOEXEC)
+        self._open.append(fd)
+        os.write(fd, image.variables)
+        return f"/proc/self/fd/{fd}"
 
     def _copied(self, disk: D) -> D:
         if not disk.snapshot or disk.readonly or (isinstance(disk, ScsiDisk) and disk.cdrom):

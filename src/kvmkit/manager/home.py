@@ -177,6 +177,12 @@ class Home:
                 raise Busy(f"{self.name} is running: stop it first, or use `kvmkit rm -f {self.name}`")
             self.discard()
 
+    def abandon(self) -> None:
+        """Remove it if it is still there, does not run, and has never run or was to go when it ends."""
+        noted = self.load()
+        if self._in_place() and not self.running() and (noted.state == "created" or noted.temporary):
+            self.discard()
+
     def discard(self) -> None:
         """Remove it, by its own process or whoever holds the lock."""
         name = self.current_name()

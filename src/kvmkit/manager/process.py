@@ -69,6 +69,7 @@ def _tell(ready: int, answer: dict[str, object]) -> None:
 
 def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its run, what to close after it), for main alone
     from kvmkit.manager import home
+    from kvmkit.manager.own_files import with_own_files
     from kvmkit.manager.vmm import Vmm
 
     own = home.open_home(name)
@@ -81,14 +82,7 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
 
             held.append(PidFile(wanted.pidfile))
         machine = wanted.machine(directory=own.path)
-        if wanted.root_size or not own.load().temporary:
-            from kvmkit.manager import rootdisk
-
-            machine = rootdisk.with_layer(machine, own.path, wanted.root_bytes())
-        if wanted.user_data:
-            from kvmkit.manager import seed
-
-            machine = seed.attached(machine, own.path, wanted.user_data)
+        machine = with_own_files(machine, wanted, own.path, temporary=own.load().temporary)
         vmm = begun = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
         if wanted.serial:
             from kvmkit.manager import events, outlet

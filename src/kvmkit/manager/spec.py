@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from kvmkit import firmware
 from kvmkit.errors import BadInput
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from kvmkit.guest.progress import Progress
     from kvmkit.machine import MachineSpec
 
-FIRMWARE = ("bios", "uefi")
-"""Firmware by a name of its own; anything else is a path."""
 BARE_KERNEL_APPEND = "console=ttyS0 panic=-1"
 
 
@@ -40,8 +39,12 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     kernel: Annotated[str, Meta(description="a bzImage, ELF vmlinux or multiboot kernel instead of the image's")] = ""
     initrd: Annotated[tuple[str, ...], Meta(description="initramfs files, with `kernel`")] = ()
     firmware: Annotated[
-        str, Meta(description='start from a disk, by its boot loader: "bios" (SeaBIOS), or the path of a BIOS image')
+        str,
+        Meta(description='what starts a disk by its boot loader: "bios" (SeaBIOS), "uefi" (OVMF), or an image\'s path'),
     ] = ""
+    nvram: Annotated[str, Meta(description="the file of UEFI's variables; none: one of the VM's own")] = ""
+    nvram_template: Annotated[str, Meta(description="what that is made of; none: what belongs to the firmware")] = ""
+    secure_boot: Annotated[bool, Meta(description="with UEFI: start only what Microsoft's keys have signed")] = False
     boot_order: Annotated[
         tuple[int, ...], Meta(description="disks that firmware tries first: places in `disks`, then in `scsi`")
     ] = ()
@@ -92,7 +95,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     @property
     def alone(self) -> bool:
         """A kernel of the user's own, or one on a disk, of which nothing is known."""
-        return bool(self.firmware or (self.kernel and not self.image)) and not self.command
+        return self.boots_disk or (bool(self.kernel) and not self.image and not self.command)
+
+    @property
+    def boots_disk(self) -> bool:
+        """Whether firmware starts what is on a disk. UEFI starts kernels, too."""
+        if not self.firmware or self.kernel or self.command:
+            return bool(self.firmware) and not firmware.is_uefi(self.firmware)
+        return not firmware.is_uefi(self.firmware) or is_disk(self.image) or bool(self.disks or self.scsi)
 
     @property
     def with_agent(self) -> bool:
@@ -148,6 +158,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             volume.check()
         if self.firmware:
             self._check_firmware()
+        elif self.nvram or self.nvram_template or self.secure_boot:
+            raise BadInput("--nvram and --secure-boot go with UEFI: --firmware uefi")
         if (vsock := self.vsock_device) is not None:
             vsock.check()
         if self.user_data:
@@ -179,6 +191,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return rootdisk.size_of(str(self.root_size))
 
     def _check_firmware(self) -> None:
+        if firmware.is_uefi(self.firmware):
+            from kvmkit.boot import uefi
+
+            uefi.read(self.firmware, secure_boot=self.secure_boot, template=self.nvram_template)
+            return
         given = {
             "--kernel": self.kernel,
             "IMAGE": self.image if not is_disk(self.image) else "",
@@ -191,10 +208,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
                 raise BadInput(f"--firmware starts what is on a disk: leave {option} away")
         if not (self.disks or self.scsi or self.image):
             raise BadInput("--firmware starts what is on a disk: name one with --disk")
-        if os.sep in self.firmware or self.firmware not in FIRMWARE:
-            from kvmkit.boot import firmware
+        if self.firmware != firmware.BIOS:
+            from kvmkit.boot import seabios
 
-            firmware.read(self.firmware)
+            seabios.read(self.firmware)
 
     def absolute(self, base: Path | None = None) -> VmSpec:
         """The same with whole paths, which were relative to `base` (default: the current directory)."""
@@ -205,7 +222,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             serial=_absolute_serial(self.serial, base),
             user_data=os.path.join(base, self.user_data) if self.user_data else "",
             pidfile=os.path.join(base, self.pidfile) if self.pidfile else "",
-            firmware=self.firmware if self.firmware in ("", *FIRMWARE) else os.path.join(base, self.firmware),
+            firmware=self.firmware if self.firmware in ("", *firmware.NAMES) else os.path.join(base, self.firmware),
+            nvram=os.path.join(base, self.nvram) if self.nvram else "",
+            nvram_template=os.path.join(base, self.nvram_template) if self.nvram_template else "",
             memory_path=os.path.join(base, self.memory_path) if self.memory_path else "",
             initrd=tuple(os.path.join(base, path) for path in self.initrd),
             disks=tuple(_whole(disk, base) for disk in self.disks),
@@ -281,6 +300,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             initrd=initrd,
             append=append,
             firmware=self.firmware,
+            nvram=self.nvram,
+            nvram_template=self.nvram_template,
+            secure_boot=self.secure_boot,
             boot_order=self.boot_order,
             accel=self.accel,
             cpu=self.cpu,

@@ -10,6 +10,7 @@ import msgspec
 
 from kvmkit.block import formats
 from kvmkit.errors import BadInput
+from kvmkit.firmware import is_uefi
 from kvmkit.machine import spec as machine
 from kvmkit.machine.limits import Limits
 from kvmkit.machine.network import Network as Card
@@ -127,7 +128,7 @@ def to_description(spec: VmSpec) -> tuple[Description, list[str]]:
         left.append("nested: written as svm; on an Intel host it is vmx")
     description = Description(
         name=spec.name,
-        board="q35" if spec.transport == "pci" else "microvm",
+        board="q35" if spec.transport == "pci" or is_uefi(spec.firmware) else "microvm",
         accel=spec.accel,
         cpu=cpu,
         cpus=spec.cpus,

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from kvmkit.errors import BadInput, HostError
-from kvmkit.memory.ram import GuestMemory
+from kvmkit.memory.ram import HOLE, GuestMemory
 
 MIB = 1 << 20
 PAGE = 4096
@@ -23,20 +23,26 @@ CHOICES = ("default", *SIZES, "transparent")
 
 
 def allocate(
-    size: int, *, hugepages: str = "", path: str = "", preallocate: bool = False, shared: bool = False, behind: int = 0
+    size: int,
+    *,
+    hugepages: str = "",
+    path: str = "",
+    preallocate: bool = False,
+    shared: bool = False,
+    behind: int = 0,
+    below: int = HOLE,
 ) -> GuestMemory:
     """Guest RAM of `size` bytes. `hugepages`: '' or one of CHOICES; `path`: a directory (of hugetlbfs, as a rule) or a
-    file to take it from; `shared`: other processes are to map it; `behind`: bytes of files that are to
-    stand behind it. Raises BadInput or HostError, in a line, when it
-    can't be had."""
+    file to take it from; `shared`: other processes are to map it; `behind`: bytes of files that are to stand behind it;
+    `below`: how much of it may be below 4 GiB. Raises BadInput or HostError, in a line, when it can't be had."""
     if behind and (path or hugepages not in ("", "transparent")):
         raise BadInput("--pmem goes with RAM of ordinary pages: leave the huge pages away")
     if path:
-        return _from_path(size, path, preallocate)
+        return _from_path(size, path, preallocate, below)
     if hugepages == "transparent":
         _check_transparent()  # ordinary memory has them wherever the kernel gives any
     if hugepages in ("", "transparent"):
-        return GuestMemory(size, shared=shared, populate=preallocate, behind=behind)
+        return GuestMemory(size, shared=shared, populate=preallocate, behind=behind, below=below)
     page = page_size(hugepages)
     check(size, hugepages)
     flags = os.MFD_CLOEXEC | os.MFD_HUGETLB | (page.bit_length() - 1) << MFD_HUGE_SHIFT
@@ -44,7 +50,7 @@ def allocate(
         fd = os.memfd_create("kvmkit-ram", flags)
     except OSError as error:
         raise HostError(f"--hugepages={show(page)}: the kernel refuses them: {error.strerror}") from error
-    return GuestMemory(size, fd=fd, page=page, populate=preallocate)
+    return GuestMemory(size, fd=fd, page=page, populate=preallocate, below=below)
 
 
 def check(size: int, hugepages: str = "", path: str = "") -> None:
@@ -119,7 +125,7 @@ def _check_free(size: int, page: int, what: str) -> None:
     )
 
 
-def _from_path(size: int, path: str, preallocate: bool) -> GuestMemory:
+def _from_path(size: int, path: str, preallocate: bool, below: int) -> GuestMemory:
     page = _path_page(path)
     check(size, path=path)
     try:
@@ -135,7 +141,7 @@ def _from_path(size: int, path: str, preallocate: bool) -> GuestMemory:
     except OSError as error:
         mend = " (its group is kvm: sudo kvmkit host permissions enable)" if error.errno == errno.EACCES else ""
         raise HostError(f"-mem-path {path}: no file can be made there: {error.strerror}{mend}") from error
-    return GuestMemory(size, fd=fd, page=page, populate=preallocate)
+    return GuestMemory(size, fd=fd, page=page, populate=preallocate, below=below)
 
 
 def _path_page(path: str) -> int:

@@ -60,6 +60,8 @@ cdef class GuestMemory:
     cdef list files
     cdef readonly int fd
     cdef object mapping
+    cdef readonly tuple rom  # (guest physical address, host address, bytes); None: there is none
+    cdef object rom_mapping
     cdef Ram ram
 
     cdef uint8_t *pointer(self, uint64_t address, uint64_t length) noexcept nogil

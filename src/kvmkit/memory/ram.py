@@ -31,7 +31,7 @@ HIGH_RAM: int = 0x100000000
 
 @cython.cclass
 class GuestMemory:
-    """`size` bytes of RAM (a multiple of 4096): [0, low), and what is more than 3 GiB from 4 GiB on.
+    """`size` bytes of RAM (a multiple of 4096): [0, low), of `below` bytes at most, and the rest from 4 GiB on.
 
     Host and guest share the mapping: a device writes where the guest reads. `shared` puts the bytes in a memfd
     (`fd`), so that another process can map them too. Otherwise they are anonymous (`fd` is -1) and the kernel is
@@ -42,11 +42,13 @@ class GuestMemory:
     put behind RAM, where the guest finds them only by a device that says so.
     """
 
-    def __cinit__(self, size, shared=False, fd=-1, page=PAGE, populate=False, behind=0):
+    def __cinit__(self, size, shared=False, fd=-1, page=PAGE, populate=False, behind=0, below=HOLE):
         if size <= 0 or size % PAGE:
             raise BadInput(f"guest memory of {size} bytes is not a positive multiple of {PAGE}")
         self.size = size
-        self.low = min(size, HOLE)
+        self.low = min(size, below)
+        self.rom = None
+        self.rom_mapping = None
         self.fd = fd
         span = (size + page - 1) // page * page
         self.files = []
@@ -121,6 +123,20 @@ class GuestMemory:
             self.files.append((guest, cython.cast(uintptr_t, at), size, fd))
         self.placed += size
         return guest
+
+    def put_rom(self, data) -> int:
+        """Have the guest read and run `data`, whole pages of it, at the end of 4 GiB: its guest physical address.
+
+        Before an engine shows the guest its memory. No device reaches it, and what the guest writes there is lost.
+        """
+        size = len(data)
+        if size <= 0 or size % PAGE or size > HIGH_RAM - HOLE:
+            raise BadInput(f"{size} bytes can't be a ROM: whole pages can, up to {HIGH_RAM - HOLE >> 20} MiB")
+        self.rom_mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.rom_mapping[:] = data
+        view: cython.uchar[:] = self.rom_mapping
+        self.rom = (HIGH_RAM - size, cython.cast(uintptr_t, cython.address(view[0])), size)
+        return HIGH_RAM - size
 
     def shared_files(self) -> list:
         """(guest physical address, host address, bytes, file) of those that were placed and are not private."""

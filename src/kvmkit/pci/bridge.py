@@ -42,7 +42,9 @@ class Window(NamedTuple):
 class HostBridge:
     """Bus 0 of a machine. Functions are added before the guest runs; then every method may be called by any vCPU."""
 
-    def __init__(self, vm: VirtualMachine, memory: GuestMemory, mmio: AddressSpace) -> None:
+    def __init__(
+        self, vm: VirtualMachine, memory: GuestMemory, mmio: AddressSpace, identity: Identity = HOST_BRIDGE
+    ) -> None:
         self.vm = vm
         self.mmio = mmio
         self.routes = MsiRoutes(vm)
@@ -53,15 +55,20 @@ class HostBridge:
         wide = pc.pci_mmio64(top)
         self.window = Window(pc.PCI_MMIO, pc.PCI_MMIO_END)
         self.window64 = Window(wide, wide + pc.PCI_MMIO64_SIZE)
-        self._free = {self.window: self.window.start, self.window64: self.window64.start}
+        self._free = {False: self.window.start, True: self.window64.start}
         self.lock = threading.RLock()
         """Held while a function's configuration changes; a function's owner may use it for its own state."""
         self._answering: dict[tuple[int, int], int] = {}  # (slot, BAR) to address
         self._pins: dict[int, set[int]] = {gsi: set() for gsi in pc.PCI_IRQS}
         self._pin_lines = {gsi: OutputLine(functools.partial(vm.set_irq, gsi)) for gsi in pc.PCI_IRQS}
         self.ecam: Device = Ecam(self)
-        mmio.add(pc.PCI_ECAM, pc.PCI_ECAM_SIZE, self.ecam)
-        self.add(Function("host bridge", HOST_BRIDGE, express=False), 0)
+        self.config_space = pc.PCI_ECAM
+        """Where the ECAM is."""
+        self._add_ecam()
+        self.add(Function("host bridge", identity, express=False), 0)
+
+    def _add_ecam(self) -> None:
+        self.mmio.add(pc.PCI_ECAM, pc.PCI_ECAM_SIZE, self.ecam)
 
     # Before the guest runs.
 
@@ -82,11 +89,15 @@ class HostBridge:
 
     def _allocate(self, function: Function, bar: Bar) -> int:
         window = self.window64 if bar.wide else self.window
-        address = -(-self._free[window] // bar.size) * bar.size
+        address = -(-self._free[bar.wide] // bar.size) * bar.size
         if not window.holds(address, bar.size):
             raise BadInput(f"{function.name}: no room for {bar.size:#x} bytes of registers")
-        self._free[window] = address + bar.size
+        self._free[bar.wide] = address + bar.size
         return address
+
+    def described(self) -> tuple[Window, Window]:
+        """The windows below and above 4 GiB, as an operating system is to be told of them."""
+        return self.window, self.window64
 
     @staticmethod
     def gsi(slot: int, pin: int) -> int:

@@ -88,6 +88,8 @@ class KvmVm:
             refused("a PIT")
         for slot, (guest, host, size) in enumerate(self.memory.mapped()):
             self.set_memory(slot, guest, host, size)
+        if self.memory.rom is not None:
+            self.set_memory(len(self.memory.mapped()), *self.memory.rom, readonly=True)
         self.set_msi_routes([])
 
     def __dealloc__(self):

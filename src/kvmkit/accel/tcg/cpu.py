@@ -13,7 +13,7 @@ from cython.cimports.kvmkit.accel.tcg.core import *
 from cython.cimports.kvmkit.accel.tcg.decode import int1_length, is_hypercall, is_wrmsr, port_exit
 from cython.cimports.kvmkit.accel.tcg.layout import *
 from cython.cimports.kvmkit.accel.tcg.msrs import control_takes, known_msr, machine_msr, msr_takes
-from cython.cimports.kvmkit.accel.tcg.pages import mark_page
+from cython.cimports.kvmkit.accel.tcg.pages import mark_page, on_rom_write
 from cython.cimports.kvmkit.accel.tcg.pvclock import PvClock
 from cython.cimports.kvmkit.accel.tcg.registers import *
 from cython.cimports.kvmkit.accel.tcg.threads import *
@@ -21,15 +21,7 @@ from cython.cimports.kvmkit.accel.tcg.unicorn import *
 from cython.cimports.kvmkit.accel.tcg.vcpu_state import CpuState
 from cython.cimports.kvmkit.bus.space import AddressSpace
 from cython.cimports.kvmkit.memory.ram import GuestMemory
-from cython.cimports.libc.stdint import (
-    int32_t,
-    int64_t,
-    uint8_t,
-    uint16_t,
-    uint32_t,
-    uint64_t,
-    uintptr_t,
-)
+from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from cython.cimports.libc.string import memcpy
 
 from kvmkit.accel import Exit, ExitReason, cpuid
@@ -156,11 +148,19 @@ class TcgCpu(CpuState):
             top = gpa + size
         low: uint64_t = self.memory.low
         four: uint64_t = cython.cast(uint64_t, 1) << 32
+        rom: uint64_t = four
+        if self.memory.rom is not None:
+            rom, host, size = self.memory.rom
+            ram = cython.cast(cython.p_void, cython.cast(uint64_t, host))
+            check(uc_mem_map_ptr(self.uc, rom, size, UC_PROT_READ | UC_PROT_EXEC, ram), "map a ROM")
+            hook: uc_hook
+            check(uc_hook_add(self.uc, cython.address(hook), UC_HOOK_MEM_WRITE_PROT,
+                              cython.cast(cython.p_void, on_rom_write), cython.NULL, 1, 0), "guard it")  # fmt: skip
         self.windows[0].base = low
         self.windows[1].base = max(top, four)
         for i in range(2):
             self.windows[i].cpu = cython.cast(cython.p_void, self)
-            end: uint64_t = four if i == 0 else cython.cast(uint64_t, 1) << PHYSICAL_BITS
+            end: uint64_t = rom if i == 0 else cython.cast(uint64_t, 1) << PHYSICAL_BITS
             user = cython.cast(cython.p_void, cython.address(self.windows[i]))
             check(uc_mmio_map(self.uc, self.windows[i].base, end - self.windows[i].base, on_mmio_read, user,
                               on_mmio_write, user), "map devices")  # fmt: skip

@@ -9,7 +9,10 @@ cdef extern from "unicorn/unicorn.h" nogil:
     int UC_ARCH_X86
     int UC_MODE_64
     int UC_PROT_ALL
+    int UC_PROT_READ
+    int UC_PROT_EXEC
     int UC_HOOK_INTR
+    int UC_HOOK_MEM_WRITE_PROT
     int UC_HOOK_INSN_INVALID
     ctypedef uint64_t (*uc_cb_mmio_read_t)(uc_engine *, uint64_t, unsigned, void *)
     ctypedef void (*uc_cb_mmio_write_t)(uc_engine *, uint64_t, unsigned, uint64_t, void *)

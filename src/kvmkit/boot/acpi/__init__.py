@@ -21,10 +21,14 @@ MAX_CPUS = 4096
 
 
 class AcpiTables(NamedTuple):
-    """`rsdp` is the root pointer's guest physical address; each of `blobs` is (address, bytes) to write there."""
+    """`rsdp` is the root pointer's guest physical address; each of `blobs` is (address, bytes) to write there.
+
+    `pointers`: (address, bytes) of each field in them that holds an address of one of them.
+    """
 
     rsdp: int
     blobs: list[tuple[int, bytes]]
+    pointers: list[tuple[int, int]]
 
 
 def build(
@@ -58,13 +62,17 @@ def build(
     # Revision 2: integers have 64 bits.
     dsdt_at = place(tables.table(b"DSDT", 2, dsdt.code(cpus, serial, virtio_mmio, keyboard=keyboard, pci=pci)))
     facs_at = place(tables.facs())
-    listed = [place(tables.fadt(dsdt_at, facs_at, i8042=i8042)), place(tables.madt(cpus))]
+    fadt_at = place(tables.fadt(dsdt_at, facs_at, i8042=i8042))
+    listed = [fadt_at, place(tables.madt(cpus))]
     if pci is not None:
         listed.append(place(pci.mcfg()))
-    blobs.append((start, tables.rsdp(place(tables.xsdt(listed)))))
+    xsdt_at = place(tables.xsdt(listed))
+    blobs.append((start, tables.rsdp(xsdt_at)))
     if at > end:
         raise BadInput(f"{cpus} vCPUs and {len(virtio_mmio)} devices are more than the ACPI tables have room for")
-    return AcpiTables(rsdp=start, blobs=sorted(blobs))
+    pointers = [(start + tables.RSDP_XSDT, 8), *((fadt_at + offset, size) for offset, size in tables.FADT_POINTERS)]
+    pointers += [(xsdt_at + tables.HEADER_BYTES + 8 * index, 8) for index in range(len(listed))]
+    return AcpiTables(rsdp=start, blobs=sorted(blobs), pointers=pointers)
 
 
 def _check(cpus: int, serial: Sequence[tuple[int, int]], virtio_mmio: Sequence[MmioDevice]) -> None:

@@ -21,15 +21,17 @@ OSC_GRANTED = 0x1D
 @dataclass(frozen=True, slots=True)
 class PciHost:
     """The bridge's windows: [start, end) of guest physical addresses, below and above 4 GiB; and `gsis`, (slot,
-    pin, GSI) of each device's INTA (0) to INTD (3), level-triggered and active low as PCI has them."""
+    pin, GSI) of each device's INTA (0) to INTD (3), level-triggered and active low as PCI has them. `config_space`:
+    where that is."""
 
     window: tuple[int, int]
     window64: tuple[int, int]
     gsis: tuple[tuple[int, int, int], ...]
+    config_space: int = pc.PCI_ECAM
 
     def mcfg(self) -> bytes:
         """The table that says where configuration space is: one segment, its buses from 0."""
-        return tables.table(b"MCFG", 1, struct.pack("<8xQHBB4x", pc.PCI_ECAM, 0, 0, pc.PCI_BUSES - 1))
+        return tables.table(b"MCFG", 1, struct.pack("<8xQHBB4x", self.config_space, 0, 0, pc.PCI_BUSES - 1))
 
 
 def devices(host: PciHost) -> list[bytes]:
@@ -58,7 +60,7 @@ def devices(host: PciHost) -> list[bytes]:
         "MRES",
         aml.name("_HID", aml.eisa_id("PNP0C02")),
         aml.name("_UID", "PCI"),
-        aml.name("_CRS", aml.resource_template(aml.memory32_fixed(pc.PCI_ECAM, pc.PCI_ECAM_SIZE))),
+        aml.name("_CRS", aml.resource_template(aml.memory32_fixed(host.config_space, pc.PCI_ECAM_SIZE))),
     )
     return [bridge, reserved]
 

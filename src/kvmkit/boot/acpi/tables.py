@@ -26,6 +26,13 @@ from kvmkit.bus.pc import (
 OEM = b"KVMKIT"
 OEM_TABLE = b"KVMKITPC"
 FACS_SIZE = 64
+HEADER_BYTES = 36
+CHECKSUM = 9
+"""Where a table's header has it."""
+RSDP_BYTES = 36
+RSDP_XSDT = 24
+FADT_POINTERS = ((36, 4), (40, 4), (140, 8))
+"""(offset, bytes) of the FACS's address and both forms of the DSDT's."""
 
 WBINVD, PROC_C1, SLEEP_BUTTON_ABSENT, RTC_WAKE_ABSENT, RESET_SUPPORTED = 1, 1 << 2, 1 << 5, 1 << 6, 1 << 10
 BOOT_LEGACY_DEVICES, BOOT_8042, BOOT_NO_VGA = 1, 2, 4
@@ -36,8 +43,9 @@ POLARITY_HIGH, TRIGGER_LEVEL = 1, 3 << 2
 
 def table(signature: bytes, revision: int, body: bytes) -> bytes:
     """A system description table: 36 bytes of header, `body`, and a checksum that makes all bytes' sum zero."""
-    header = struct.pack("<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, OEM, OEM_TABLE, 1, b"KVMK", 1)
-    return _summed(header + body, 9)
+    size = HEADER_BYTES + len(body)
+    header = struct.pack("<4sIBB6s8sI4sI", signature, size, revision, 0, OEM, OEM_TABLE, 1, b"KVMK", 1)
+    return _summed(header + body, CHECKSUM)
 
 
 def rsdp(xsdt: int) -> bytes:

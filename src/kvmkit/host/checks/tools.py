@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kvmkit.firmware import SEABIOS
 from kvmkit.host.context import Context
 from kvmkit.host.report import Row
 from kvmkit.host.system import Host
-from kvmkit.paths import SEABIOS
 
 GROUP = "Firmware"
 TOOLS = "Programs"

@@ -1,0 +1,185 @@
+"""UEFI: OVMF, which is EDK II for virtual machines, with its variables in a flash chip below its code.
+
+Source: OvmfPkg/README and OvmfPkg/OvmfPkgDefines.fdf.inc of EDK II; its fw_cfg items for a kernel,
+OvmfPkg/Include/IndustryStandard/QemuFwCfg.h; Platform Initialization Specification 1.7, volume 3, 3.2.1 (volumes).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from kvmkit.errors import BadInput, HostError
+from kvmkit.firmware import OVMF, SMM_ONLY, UEFI, Ovmf
+from kvmkit.packages import how
+
+from .files import Source
+from .firmware import LARGEST, MIB, image
+
+SMALLEST = 1 * MIB
+LEAST_MEMORY = 64 * MIB
+BELOW_4_GIB = 2 << 30
+"""RAM there, when a machine has more: firmware may put configuration space anywhere from 2.75 GiB on."""
+VOLUME_SIGNATURE, VOLUME_SIGNATURE_AT = b"_FVH", 40
+VARIABLES_GUID = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
+"""Of the volume that holds variables: EFI_SYSTEM_NV_DATA_FV_GUID, at offset 16."""
+
+KERNEL_SIZE, INITRD_SIZE, KERNEL, INITRD = 0x08, 0x0B, 0x11, 0x12
+CMDLINE_SIZE, CMDLINE, SETUP_SIZE, SETUP = 0x14, 0x15, 0x17, 0x18
+SECTOR = 512
+
+
+class Firmware(NamedTuple):
+    """`code` is a ROM; `variables`, the template for a machine's own, belong directly below it."""
+
+    code: bytes
+    variables: bytes
+
+
+def find(secure_boot: bool) -> Ovmf:
+    """OVMF as this host has it. Raises HostError, with what to install, when there is none."""
+    here = [each for each in OVMF if os.path.exists(each.code) and os.path.exists(each.variables)]
+    fit = [each for each in here if each.enrolled and os.path.exists(each.enrolled)] if secure_boot else here
+    if fit:
+        return fit[0]
+    if here:
+        raise HostError(
+            f"--secure-boot: {here[0].code} has no Secure Boot that works without system management mode, which this "
+            "machine does not have; Debian's package ovmf has, or name such a build with --firmware and --nvram"
+        )
+    raise HostError(f"no OVMF here, to start by UEFI with: {how('ovmf')}, or name an image")
+
+
+def read(name: str, *, secure_boot: bool = False, template: str = "") -> Firmware:
+    """The firmware `name`, a path or "uefi". `template` is a file with the variables of a new machine.
+
+    Raises BadInput, in a line, for what is none, and HostError when there is none here.
+    """
+    if name == UEFI:
+        found = find(secure_boot)
+        name, template = found.code, template or (found.enrolled if secure_boot else found.variables)
+    path = Path(name)
+    _check_mode(path)
+    data = image(path, "UEFI", SMALLEST, LARGEST)
+    if not _is_volume(data):
+        raise BadInput(f"{path}: no UEFI image: it does not begin with a firmware volume")
+    size = _variables_size(data)
+    code, inside = data[size:], data[:size]
+    template = template or ("" if size else _sibling(path))
+    variables = variables_of(Path(template)) if template else inside
+    if not _fit(code, variables):
+        raise BadInput(f"{path}: {template} does not belong to it: together they have no size that firmware has")
+    return Firmware(code, variables)
+
+
+def _is_volume(data: bytes) -> bool:
+    return data[VOLUME_SIGNATURE_AT : VOLUME_SIGNATURE_AT + 4] == VOLUME_SIGNATURE
+
+
+def _variables_size(data: bytes) -> int:
+    """Bytes of the variables that an image begins with; 0: it is code alone."""
+    if data[16:32] != VARIABLES_GUID:
+        return 0
+    at = int.from_bytes(data[32:40], "little")  # the volume's own size; what belongs to it follows, up to the code
+    while at < len(data) and not (_is_volume(data[at : at + 64]) and data[at + 16 : at + 32] != VARIABLES_GUID):
+        at += 4096
+    return at
+
+
+def _fit(code: bytes, variables: bytes) -> bool:
+    whole = len(code) + len(variables)
+    return len(code) % 4096 == 0 and len(variables) % 4096 == 0 and whole & (whole - 1) == 0
+
+
+def _check_mode(path: Path) -> None:
+    """Refuse what would stop without a word: a build that wants system management mode."""
+    if any(os.path.exists(each) and os.path.exists(path) and os.path.samefile(path, each) for each in SMM_ONLY):
+        raise BadInput(
+            f"{path} needs system management mode, which this machine does not have: --firmware uefi --secure-boot "
+            "takes a build with Secure Boot that does without"
+        )
+
+
+def _sibling(path: Path) -> str:
+    """The variables that a distribution puts beside its code."""
+    for known in OVMF:
+        if os.path.exists(known.code) and os.path.exists(path) and os.path.samefile(path, known.code):
+            return known.variables
+    beside = path.with_name(path.name.replace("CODE", "VARS").replace("code", "vars"))
+    if beside == path or not beside.exists():
+        raise BadInput(f"{path}: there are no variables in it and none beside it: name them with --nvram-template")
+    return str(beside)
+
+
+def variables_of(path: Path) -> bytes:
+    """A file of variables. Raises BadInput for what is none."""
+    with Source(path, "UEFI variables") as source:
+        if source.size > LARGEST or source.size % 4096 or source.head[16:32] != VARIABLES_GUID:
+            raise BadInput(f"{path}: no UEFI variables: it does not begin with a volume of them")
+        return bytes(source.map())
+
+
+class Variables:
+    """A machine's variables: the file at `path`, mapped, and this process's alone. It is made of `template` if need be.
+
+    What the guest writes is in the file at once, as the kernel has it, and on the disk when it is closed.
+    """
+
+    def __init__(self, path: str, template: bytes) -> None:
+        try:
+            if not os.path.lexists(path):
+                _make(path, template)
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW * (not path.startswith("/proc/")))
+        except OSError as error:
+            raise BadInput(f"--nvram {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            size = os.fstat(self.fd).st_size
+            if size != len(template) or os.pread(self.fd, 16, 16) != VARIABLES_GUID:
+                raise BadInput(f"--nvram {path}: not this firmware's variables, which have {len(template)} bytes")
+            self.data = mmap.mmap(self.fd, size)
+        except BlockingIOError as error:
+            os.close(self.fd)
+            raise BadInput(f"--nvram {path}: another VM has it") from error
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def close(self) -> None:
+        self.data.flush()
+        os.close(self.fd)  # the map goes with its last user
+
+
+def _make(path: str, template: bytes) -> None:
+    """Whole or not at all."""
+    fd, name = tempfile.mkstemp(prefix=".", dir=os.path.dirname(path) or ".")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(template)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, path)
+    except FileExistsError:
+        pass  # another was faster
+    finally:
+        os.unlink(name)
+
+
+def kernel_items(kernel: bytes, initrd: bytes, cmdline: str) -> dict[int, bytes]:
+    """A kernel for firmware to start, as fw_cfg's items: it is a bzImage, or any other EFI program."""
+    setup = (kernel[0x1F1] or 4) + 1 if kernel[0x202:0x206] == b"HdrS" else 0
+    parts = {
+        (KERNEL_SIZE, KERNEL): kernel[setup * SECTOR :],
+        (SETUP_SIZE, SETUP): kernel[: setup * SECTOR],
+        (INITRD_SIZE, INITRD): initrd,
+        (CMDLINE_SIZE, CMDLINE): cmdline.encode() + b"\0",
+    }
+    found: dict[int, bytes] = {}
+    for (size, item), data in parts.items():
+        found |= {size: len(data).to_bytes(4, "little"), item: data}
+    return found
