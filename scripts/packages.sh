@@ -15,9 +15,9 @@
 	#   busybox-static   a guest's user space                 procps      sysctl
 	#   syslinux, mtools, dosfstools  a disk with a boot loader (SeaBIOS comes with qemu-system-x86)
 	#   libvirt-clients, libxml2-utils  virt-xml-validate     qemu-utils  images and disks of other formats
-	#   ovmf             UEFI
+	#   ovmf, sbsigntool UEFI, and boot loaders that are signed
 	#   passt, iperf3, iproute2  networks without root, and how fast; links and namespaces
 	#   dnsmasq-base, nftables   networks that VMs share
 	test_packages="qemu-system-x86 acpica-tools cpio kmod mmdebstrap lzop shellcheck util-linux git busybox-static procps
-		syslinux mtools dosfstools libvirt-clients libxml2-utils ovmf qemu-utils passt iperf3 iproute2 dnsmasq-base nftables"
+		syslinux mtools dosfstools libvirt-clients libxml2-utils ovmf sbsigntool qemu-utils passt iperf3 iproute2 dnsmasq-base nftables"
 }

@@ -1,4 +1,4 @@
-"""An EFI program of some bytes, and QEMU with OVMF that starts it, or does not."""
+"""An EFI program of some bytes, and a machine with OVMF that starts it, or does not."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from kvmkit.machine import Machine, MachineSpec
+
 from .conftest import OVMF
 
 CODE = OVMF / "OVMF_CODE_4M.fd"  # with Secure Boot, and without SMM, as kvmkit's machine has it
-STARTED = b"the program runs"
-REFUSED = b"No bootable option or device was found"
+STARTED = "the program runs"
+REFUSED = "No bootable option or device was found"
 LONGEST = 100.0  # seconds; it takes three
 
 
 def program() -> bytes:
     """A PE32+ image that writes STARTED to the first serial port and halts."""
-    line = b"\r\n" + STARTED + b"\r\n"
+    line = f"\r\n{STARTED}\r\n".encode()
     after = bytes.fromhex("b9") + struct.pack("<I", len(line)) + bytes.fromhex("fcf36e fa f4 ebfd")
     # mov dx, 0x3f8; lea rsi, [rip + after]; mov ecx, length; cld; rep outsb; cli; hlt; jmp to the hlt
     code = bytes.fromhex("66baf803 488d35") + struct.pack("<i", len(after)) + after + line
@@ -67,11 +69,23 @@ def sign(data: bytes, keys: Path, path: Path) -> Path:
 
 def starts(store: Path, image: Path) -> bool:
     """Whether OVMF, with these variables, starts that program. What it writes to the store is in there then."""
+    if not CODE.exists():
+        pytest.skip(f"{CODE} is not there: the package ovmf is not installed")
+    spec = MachineSpec(
+        firmware=str(CODE), nvram=str(store), kernel=str(image), memory=128 << 20, accel="tcg", timeout=LONGEST
+    )
+    with Machine(spec) as machine:
+        machine.start()
+        while STARTED not in (said := machine.console.text()) and REFUSED not in said:
+            assert machine.wait(0.05) is None, said
+        return STARTED in said
+
+
+def starts_in_qemu(store: Path, image: Path) -> bool:
+    """The same on QEMU's machine."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         pytest.skip("qemu-system-x86_64 is not installed")
-    if not CODE.exists():
-        pytest.skip(f"{CODE} is not there: the package ovmf is not installed")
     command = [
         *(qemu, "-machine", "q35,accel=tcg", "-m", "128", "-nodefaults", "-display", "none", "-serial", "stdio"),
         *("-drive", f"if=pflash,format=raw,readonly=on,file={CODE}", "-drive", f"if=pflash,format=raw,file={store}"),
@@ -80,12 +94,12 @@ def starts(store: Path, image: Path) -> bool:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as peer:
         try:
             assert peer.stdout is not None
-            said, end = b"", time.monotonic() + LONGEST
+            said, end = "", time.monotonic() + LONGEST
             while STARTED not in said and REFUSED not in said:
                 assert select.select([peer.stdout], [], [], max(0.0, end - time.monotonic()))[0], said
                 more = os.read(peer.stdout.fileno(), 4096)
                 assert more, said
-                said += more
+                said += more.decode(errors="replace")
             return STARTED in said
         finally:
             peer.kill()

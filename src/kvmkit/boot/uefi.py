@@ -152,7 +152,8 @@ class Variables:
 
     def close(self) -> None:
         self.data.flush()
-        os.close(self.fd)  # the map goes with its last user
+        self.data.close()  # it has the file open, too, and so the lock
+        os.close(self.fd)
 
 
 def _make(path: str, template: bytes) -> None:

@@ -15,7 +15,7 @@ from kvmkit.secureboot.generate import generate
 from kvmkit.secureboot.variables import SECURE_BOOT_ENABLE, Variable
 from kvmkit.secureboot.varstore import Store
 
-from .efi import program, sign, starts
+from .efi import program, sign, starts, starts_in_qemu
 from .test_varstore import rewriting
 
 
@@ -52,6 +52,14 @@ def test_only_what_is_signed_starts(store: Path, signed: Path, unsigned: Path) -
     assert starts(store, signed)
     assert not starts(store, unsigned)
     assert state.of(store.read_bytes()).secure_boot
+
+
+def test_what_is_remembered_holds_on_another_machine(store: Path, signed: Path, unsigned: Path) -> None:
+    """The variables that one machine's firmware has written are another's."""
+    assert starts(store, signed)
+    assert not starts_in_qemu(store, unsigned)
+    assert starts_in_qemu(store, signed)
+    assert not starts(store, unsigned)
 
 
 def test_off_it_starts_anything(store: Path, unsigned: Path) -> None:
