@@ -22,11 +22,11 @@ REFUSED = "No bootable option or device was found"
 LONGEST = 100.0  # seconds; it takes three
 
 
-def program() -> bytes:
-    """A PE32+ image that writes STARTED to the first serial port and halts."""
-    line = f"\r\n{STARTED}\r\n".encode()
-    after = bytes.fromhex("b9") + struct.pack("<I", len(line)) + bytes.fromhex("fcf36e fa f4 ebfd")
-    # mov dx, 0x3f8; lea rsi, [rip + after]; mov ecx, length; cld; rep outsb; cli; hlt; jmp to the hlt
+def program(text: str = STARTED, *, then: bytes = b"") -> bytes:
+    """A PE32+ image that writes `text` to the first serial port, runs `then` and halts."""
+    line = f"\r\n{text}\r\n".encode()
+    after = b"\xb9" + struct.pack("<I", len(line)) + bytes.fromhex("fcf36e") + then + bytes.fromhex("faf4ebfd")
+    # mov dx, 0x3f8; lea rsi, [rip + after]; mov ecx, length; cld; rep outsb; then; cli; hlt; jmp to the hlt
     code = bytes.fromhex("66baf803 488d35") + struct.pack("<i", len(after)) + after + line
     relocations = struct.pack("<IIHH", 0x1000, 12, 0, 0)  # of none, or it is said to have been stripped of them
     sections = (

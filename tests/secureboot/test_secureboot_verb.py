@@ -140,18 +140,35 @@ def test_without_virt_firmware_it_says_what_to_install(file: Path, tmp_path: Pat
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    """A VM of that name, which never ran."""
+    """A VM of that name with UEFI, which never ran."""
     monkeypatch.setenv("KVMKIT_HOME", str(tmp_path / "home"))
-    with home.create("web", b"{}", Record()) as made:
+    with home.create("web", b'{"firmware": "uefi"}', Record()) as made:
         yield made
 
 
-def test_a_vm_s_name_is_its_store(web: Home, empty: bytes) -> None:
-    assert is_one_line(secureboot("status", "web"))
-    (web.path / "nvram.fd").write_bytes(empty)
+def test_a_vm_s_name_is_its_store_which_may_be_filled_before_its_first_start(web: Home, empty: bytes) -> None:
+    assert done("status", "web").startswith("Secure Boot: off (in setup mode")
+    assert (web.path / "nvram.fd").read_bytes() == empty
     done("enroll", "web")
     assert done("status", "web").startswith("Secure Boot: on")
     assert is_one_line(secureboot("status", "wob"))
+
+
+def test_a_vm_s_own_choice_of_a_store(web: Home, empty: bytes, enrolled: bytes, tmp_path: Path) -> None:
+    """--secure-boot and --nvram, as they are in its spec."""
+    with home.create("signed", b'{"firmware": "uefi", "secure_boot": true}', Record()):
+        assert "Debian" in done("status", "signed")
+    elsewhere = tmp_path / "elsewhere.fd"
+    with home.create("away", json.dumps({"firmware": "uefi", "nvram": str(elsewhere)}).encode(), Record()):
+        done("enroll", "away", "--keys", "microsoft")
+        assert "Microsoft" in done("status", elsewhere)
+
+
+def test_a_vm_without_uefi_has_no_store(web: Home) -> None:
+    with home.create("plain", b"{}", Record()):
+        refused = secureboot("status", "plain")
+    assert is_one_line(refused)
+    assert "--firmware uefi" in refused.stderr
 
 
 def test_a_file_of_that_name_comes_first(web: Home, file: Path, tmp_path: Path, empty: bytes) -> None:

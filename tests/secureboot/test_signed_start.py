@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kvmkit.secureboot import enroll, keys, state
+from kvmkit.errors import BadInput
+from kvmkit.secureboot import enroll, guids, keys, state
 from kvmkit.secureboot.generate import generate
-from kvmkit.secureboot.variables import SECURE_BOOT_ENABLE
+from kvmkit.secureboot.variables import SECURE_BOOT_ENABLE, Variable
 from kvmkit.secureboot.varstore import Store
 
 from .efi import program, sign, starts, starts_in_qemu
+from .test_varstore import rewriting
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,19 @@ def test_without_a_word_the_firmware_turns_it_on(store: Path, unsigned: Path) ->
     store.write_bytes(found.to_bytes())
     assert not starts(store, unsigned)
     assert Store(store.read_bytes(), "it").variables[SECURE_BOOT_ENABLE.key].data == b"\1"
+
+
+def test_a_rewriting_store_is_the_firmware_s_to_finish(store: Path, signed: Path, empty: bytes) -> None:
+    """Keys that were enrolled then would be gone: so it is refused until the firmware has copied its spare area."""
+    other = Store(empty, "it")
+    other.put(Variable("FromTheSpareArea", guids.KVMKIT, data=b"!"))
+    store.write_bytes(rewriting(store.read_bytes(), other.to_bytes()))
+    with pytest.raises(BadInput, match="start the VM once"):
+        enroll.enable(store.read_bytes())
+    starts(store, signed)
+    found = Store(store.read_bytes(), "it")
+    assert ("FromTheSpareArea", guids.KVMKIT) in found.variables
+    assert state.setup_mode(found)
 
 
 def test_another_s_keys_start_nothing_of_mine(store: Path, signed: Path, empty: bytes) -> None:

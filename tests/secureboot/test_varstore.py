@@ -21,6 +21,7 @@ from .conftest import image
 
 FIRST = 0x64  # of the 4 MiB build: 72 bytes of volume header, 28 of the store's
 END = 0x40000
+WORK, SPARE = 0x41000, 0x42000  # the fault-tolerant writer's working block and spare area
 
 
 def state_of_first(data: bytes, state: int) -> bytes:
@@ -135,6 +136,34 @@ def test_a_header_that_was_being_written_hides_nothing_before_it(one: bytes) -> 
     assert Store(begun, "it").variables == Store(one, "it").variables
 
 
+# ---- the store being replaced as a whole ----
+
+
+def rewriting(data: bytes, spare: bytes, *, header: int = 0b100, record: int = 0b101, before: int = 0) -> bytes:
+    """A store of the 4 MiB build whose firmware notes that it copies `spare` to it; the flags as they are in flash."""
+    write = struct.pack("<B23xQQ", 0xF8 | header, 1, 0) + struct.pack("<B7xQQQq", 0xF8 | record, 0, 0, END, -SPARE)
+    done = struct.pack("<B23xQQ", 0xF8, 1, 8) + bytes(48)
+    queue = done * before + write
+    return data[: WORK + 32] + queue + data[WORK + 32 + len(queue) : SPARE] + spare[:END] + data[SPARE + END :]
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_a_store_that_is_being_replaced_is_refused(enrolled: bytes, empty: bytes, before: int) -> None:
+    """At its next start the firmware would undo what is written now."""
+    with pytest.raises(BadInput, match=r"^vars\.fd: its firmware was stopped while it wrote all of it: start the VM"):
+        Store(rewriting(enrolled, empty, before=before), "vars.fd")
+
+
+@pytest.mark.parametrize(
+    ("header", "record"),
+    [(0b000, 0b101), (0b101, 0b101), (0b100, 0b111), (0b100, 0b001)],
+    ids=["all complete", "not allocated", "not yet in the spare area", "copied"],
+)
+def test_what_is_not_halfway_is_read(enrolled: bytes, empty: bytes, header: int, record: int) -> None:
+    given = rewriting(enrolled, empty, header=header, record=record, before=2)
+    assert Store(given, "it").variables == Store(enrolled, "it").variables
+
+
 # ---- damage ----
 
 
@@ -169,7 +198,8 @@ def test_a_random_change_is_read_or_refused(enrolled: bytes) -> None:
     for _ in range(2000):
         data = bytearray(enrolled)
         for _ in range(chance.choice((1, 1, 3))):
-            data[chance.randrange(chance.choice((FIRST, 0x400, 0x4000)))] ^= 1 << chance.randrange(8)
+            places = (range(FIRST), range(0x400), range(0x4000), range(WORK, WORK + 128))
+            data[chance.choice(chance.choice(places))] ^= 1 << chance.randrange(8)
         if not chance.randrange(10):
             del data[chance.randrange(len(data)) :]
         try:

@@ -78,24 +78,19 @@ def variables_file(text: str) -> Path:
     path = Path(text)
     if "/" in text or path.exists():
         return path
-    from kvmkit.manager import home
+    from kvmkit.manager import home, own_files
 
     if text not in home.listing():
         raise BadInput(f"{text}: no such file, and no VM of that name")
-    found = home.root() / text / NVRAM
-    if not found.exists():
-        raise BadInput(f"{text}: this VM has no UEFI variables; one with --firmware uefi has, once it was started")
-    return found
-
-
-NVRAM = "nvram.fd"
-"""The file in a VM's directory."""
+    with home.open_home(text) as owner:
+        return own_files.variables(owner)
 
 
 @contextmanager
 def _unused(path: Path) -> Iterator[None]:
     """Keep the VM whose store that is from starting meanwhile. Raises Busy or BadInput, when one has it."""
     from kvmkit.manager import home
+    from kvmkit.manager.own_files import NVRAM
     from kvmkit.secureboot import files
 
     with ExitStack() as held:

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kvmkit import firmware
+from kvmkit.errors import BadInput
+
 if TYPE_CHECKING:
     from kvmkit.machine import MachineSpec
+    from kvmkit.manager.home import Home
     from kvmkit.manager.spec import VmSpec
 
 NVRAM = "nvram.fd"
@@ -30,3 +34,17 @@ def with_own_files(machine: MachineSpec, spec: VmSpec, directory: Path, *, tempo
 
         machine = seed.attached(machine, directory, spec.user_data)
     return machine
+
+
+def variables(home: Home) -> Path:
+    """The file of a VM's UEFI variables; of one that never ran, made as its start would. BadInput: it has no UEFI."""
+    from kvmkit.boot import uefi
+
+    spec = home.spec()
+    if not firmware.is_uefi(spec.firmware):
+        raise BadInput(f"{home.name}: has no UEFI variables, as it was made without --firmware uefi")
+    path = Path(spec.nvram) if spec.nvram else home.path / NVRAM
+    if not path.exists():
+        template = uefi.read(spec.firmware, secure_boot=spec.secure_boot, template=spec.nvram_template)
+        uefi.Variables(str(path), template.variables).close()
+    return path

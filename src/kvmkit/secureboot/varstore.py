@@ -4,7 +4,7 @@
       variable store header, 28 bytes                  AUTHENTICATED_VARIABLES, size, 0x5a, 0xfe
         variables, each on 4 bytes                     header of 60 bytes, name in UCS-2, data
         0xff to the store's end
-      the fault-tolerant writer's area                 left alone
+      the fault-tolerant writer's area                 left alone; see pending.py
 
 A guest writes to its own store through its firmware, and without SMM past it: every length is checked. Reading follows
 edk2's own: a variable whose update was cut short counts in its old form.
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from kvmkit.errors import BadInput
-from kvmkit.secureboot import guids
+from kvmkit.secureboot import guids, pending
 from kvmkit.secureboot.variables import Variable
 
 _VOLUME = struct.Struct("<16x16sQ4sIHHHxB")  # up to the block map
@@ -131,6 +131,8 @@ def _store(data: bytes, at: int, end: int, what: str) -> tuple[int, int]:
         raise BadInput(f"{what}: its variable store is not one of authenticated variables, as Secure Boot needs")
     if (formatted, healthy) != (_FORMATTED, _HEALTHY) or not _STORE.size <= size <= end - at:
         raise BadInput(f"{what}: is damaged: the variable store's header")
+    if pending.is_pending(data, at + size, end):
+        raise BadInput(f"{what}: its firmware was stopped while it wrote all of it: start the VM once, then stop it")
     return at + _STORE.size, at + size
 
 
