@@ -49,8 +49,8 @@ def _is_raw(element: Element, key: str) -> bool:
 
 
 def write_firmware(os: Element, firmware: Firmware) -> list[str]:
-    """Returns what has no place there: libvirt 9 takes features only where it chooses the image, and there no path and no
-    template."""
+    """Returns what has no place there. Where libvirt 9 chooses the image, by features, it takes no path and no
+    template; elsewhere no features."""
     if firmware.efi:
         os.set("firmware", "efi")
         asked = {"secure-boot": "yes", "enrolled-keys": "yes"} if firmware.secure else {}
