@@ -10,11 +10,12 @@ from kvmkit.devices.flash import BLOCK, READY, Command, Flash
 from kvmkit.errors import BadInput
 
 SIZE = 4 * BLOCK
+CODE = b"what stands behind it"
 
 
 def chip() -> tuple[Flash, bytearray]:
     data = bytearray(i * 7 & 0xFF for i in range(SIZE))
-    return Flash(data), data
+    return Flash(data, data + CODE), data
 
 
 def program(flash: Flash, at: int, data: bytes) -> None:
@@ -48,8 +49,6 @@ def test_a_block_is_erased_when_that_is_confirmed() -> None:
     flash.write(BLOCK + 17, 1, Command.ERASE)
     flash.write(BLOCK + 17, 1, Command.CONFIRM)
     assert bytes(data) == before[:BLOCK] + b"\xff" * BLOCK + before[2 * BLOCK :]
-    assert flash.read(0, 1) == READY
-    flash.write(0, 1, Command.READ_ARRAY)
     assert flash.read(0, 1) == before[0]
 
 
@@ -63,6 +62,20 @@ def test_ovmf_tells_it_from_ram_and_rom() -> None:
     assert flash.read(3, 1) == 0
     flash.write(3, 1, Command.READ_ARRAY)
     assert flash.read(3, 1) == data[3]
+    program(flash, 0, b"x")
+    flash.write(3, 1, Command.READ_STATUS)
+    assert flash.read(3, 1) == READY
+
+
+def test_what_stands_behind_it_stays() -> None:
+    data = bytearray(SIZE)
+    view = data + CODE
+    flash = Flash(data, view)
+    for command in Command:
+        flash.write(SIZE - 1, 8, command)
+        flash.write(SIZE - 1, 8, 0xD0D0D0D0D0D0D0D0)
+        assert view[SIZE:] == CODE
+        assert len(view) == SIZE + len(CODE)
 
 
 def test_its_identity() -> None:
@@ -90,7 +103,7 @@ def test_whatever_a_guest_writes_its_size_stays_and_its_state_goes_on(
         flash.write(offset, size, value)
         assert 0 <= flash.read(offset, size) < 1 << 64
         assert len(data) == SIZE
-    other = Flash(data)
+    other = Flash(data, bytearray(SIZE))
     other.restore(flash.state())
     assert [other.read(at, 1) for at in range(16)] == [flash.read(at, 1) for at in range(16)]
 

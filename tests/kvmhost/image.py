@@ -32,6 +32,7 @@ PACKAGES = [
     "python3-minimal",
     "libpython3-stdlib",
     "qemu-system-x86",  # the peer
+    "ovmf",  # UEFI
 ]
 
 BOOT_MODULES = ["virtio_pci", "virtio_blk"]

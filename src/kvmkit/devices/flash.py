@@ -1,8 +1,11 @@
 """A flash chip for what firmware remembers: its variables, Secure Boot's keys among them.
 
-Reading is plain; writing goes by Intel's commands, of which a firmware for virtual machines uses these. A program
-or erase is done when its last byte has been written. Source: JEDEC JEP137 (command set 0001h), Intel 28F128J3A data
-sheet; OVMF finds the chip by its status register, OvmfPkg/QemuFlashFvbServicesRuntimeDxe.
+The guest reads it as memory, without an exit. Writing goes by Intel's commands, of which firmware for virtual machines
+uses these; a program or erase is done when its last byte has been written, and the chip reads as memory again: whoever
+wants its status asks for it. Then that is put where the guest reads, until it asks for memory.
+
+Source: JEDEC JEP137 (command set 0001h), Intel 28F128J3A data sheet; OVMF tells the chip by its status register,
+OvmfPkg/QemuFlashFvbServicesRuntimeDxe.
 """
 
 from __future__ import annotations
@@ -35,12 +38,12 @@ class Command(IntEnum):
 
 
 WITH_ARGUMENT = (Command.PROGRAM, Command.PROGRAM_TOO, Command.ERASE, Command.LOCK)
-KEPT = (*WITH_ARGUMENT, Command.READ_STATUS, Command.READ_IDENTITY)
+SHOWN = (Command.READ_STATUS, Command.READ_IDENTITY)
 """Commands after which the chip does not read as memory; any other makes it that again."""
 
 
 class Bytes(Protocol):
-    """What the chip holds: a map of a file, say. Its length is a multiple of BLOCK."""
+    """What can be changed in place: a map of a file, say."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: slice, /) -> bytes | bytearray: ...
@@ -56,20 +59,17 @@ class FlashState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Flash(Device):
-    """The chip over `data`, which it changes in place."""
+    """The chip over `data`, whose length is a multiple of BLOCK. `view` begins with what the guest reads of it."""
 
-    def __init__(self, data: Bytes) -> None:
+    def __init__(self, data: Bytes, view: Bytes) -> None:
         self._data = data
+        self._view = view
         self._command = int(Command.READ_ARRAY)
         self._waiting = False
         self._status = READY
 
     def read(self, offset: int, size: int) -> int:
-        if self._command == Command.READ_ARRAY:
-            return int.from_bytes(self._data[offset : offset + size], "little")
-        if self._command == Command.READ_IDENTITY:
-            return (MANUFACTURER, CHIP)[offset & 1]
-        return self._status
+        return int.from_bytes(self._view[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
         if self._waiting:
@@ -79,21 +79,34 @@ class Flash(Device):
         command = value & 0xFF
         if command == Command.CLEAR_STATUS:
             self._status = 0
-        self._command = command if command in KEPT else int(Command.READ_ARRAY)
         self._waiting = command in WITH_ARGUMENT
+        self._show(command if command in SHOWN or self._waiting else int(Command.READ_ARRAY))
 
     def _argument(self, offset: int, size: int, value: int) -> None:
-        if self._command in (Command.PROGRAM, Command.PROGRAM_TOO):
+        command, start, content = self._command, offset, b""
+        if command in (Command.PROGRAM, Command.PROGRAM_TOO):
             size = min(size, len(self._data) - offset)
-            self._data[offset : offset + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-        elif value & 0xFF != Command.CONFIRM:
-            self._command = int(Command.READ_ARRAY)
-            return
-        elif self._command == Command.ERASE:
+            content = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        elif command == Command.ERASE and value & 0xFF == Command.CONFIRM:
             start = offset // BLOCK * BLOCK
-            self._data[start : start + BLOCK] = b"\xff" * BLOCK
+            content = b"\xff" * BLOCK
+        for each in (self._data, self._view):
+            each[start : start + len(content)] = content
         self._status |= READY
-        self._command = int(Command.READ_STATUS)
+        self._show(int(Command.READ_ARRAY))
+
+    def _show(self, command: int) -> None:
+        """Put in the guest's view what it reads after this command."""
+        if command == Command.READ_STATUS:
+            self._fill(bytes([self._status]) * len(self._data))
+        elif command == Command.READ_IDENTITY:
+            self._fill(bytes([MANUFACTURER, CHIP]) * (len(self._data) // 2))
+        elif self._command in SHOWN:
+            self._fill(bytes(self._data[:]))
+        self._command = command
+
+    def _fill(self, content: bytes) -> None:
+        self._view[: len(content)] = content
 
     def state(self) -> FlashState:
         return FlashState(command=self._command, waiting=self._waiting, status=self._status)
@@ -101,4 +114,7 @@ class Flash(Device):
     def restore(self, state: FlashState) -> None:
         """Raises BadInput for a state that can't be."""
         found = checked(state, FlashState, "flash")
-        self._command, self._waiting, self._status = found.command, found.waiting, found.status
+        self._waiting, self._status = found.waiting, found.status
+        self._fill(bytes(self._data[:]))
+        self._command = int(Command.READ_ARRAY)
+        self._show(found.command)

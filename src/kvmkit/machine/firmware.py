@@ -38,7 +38,8 @@ class Firmware:
 
     def load(self, memory: GuestMemory) -> None:
         """Put the image in place, before an engine shows the guest its memory."""
-        memory.put_rom(self.code)
+        variables = bytes(self._variables.data) if self._variables is not None else b""
+        self._rom = memory.put_rom(variables + self.code)
         if not self.uefi:
             from kvmkit.boot import seabios
 
@@ -68,9 +69,8 @@ class Firmware:
         from kvmkit.boot.firmware import FOUR_GIB
         from kvmkit.devices.flash import Flash
 
-        size = len(self._variables.data)
-        self.flash = Flash(self._variables.data)
-        mmio.add(FOUR_GIB - len(self.code) - size, size, self.flash)
+        self.flash = Flash(self._variables.data, self._rom)
+        mmio.add(FOUR_GIB - len(self._rom), len(self._variables.data), self.flash)
 
     def close(self) -> None:
         if self._variables is not None:

@@ -124,10 +124,12 @@ class GuestMemory:
         self.placed += size
         return guest
 
-    def put_rom(self, data) -> int:
-        """Have the guest read and run `data`, whole pages of it, at the end of 4 GiB: its guest physical address.
+    def put_rom(self, data):
+        """Have the guest read and run `data`, whole pages of it, at the end of 4 GiB. Returns the bytes it reads, which
+        the caller may change.
 
-        Before an engine shows the guest its memory. No device reaches it, and what the guest writes there is lost.
+        Before an engine shows the guest its memory. What the guest writes there goes to the device at that address, if
+        there is one, and no device reaches it as memory.
         """
         size = len(data)
         if size <= 0 or size % PAGE or size > HIGH_RAM - HOLE:
@@ -136,7 +138,7 @@ class GuestMemory:
         self.rom_mapping[:] = data
         view: cython.uchar[:] = self.rom_mapping
         self.rom = (HIGH_RAM - size, cython.cast(uintptr_t, cython.address(view[0])), size)
-        return HIGH_RAM - size
+        return self.rom_mapping
 
     def shared_files(self) -> list:
         """(guest physical address, host address, bytes, file) of those that were placed and are not private."""

@@ -13,7 +13,7 @@ from cython.cimports.kvmkit.accel.tcg.core import *
 from cython.cimports.kvmkit.accel.tcg.decode import int1_length, is_hypercall, is_wrmsr, port_exit
 from cython.cimports.kvmkit.accel.tcg.layout import *
 from cython.cimports.kvmkit.accel.tcg.msrs import control_takes, known_msr, machine_msr, msr_takes
-from cython.cimports.kvmkit.accel.tcg.pages import mark_page, on_rom_write
+from cython.cimports.kvmkit.accel.tcg.pages import mark_page
 from cython.cimports.kvmkit.accel.tcg.pvclock import PvClock
 from cython.cimports.kvmkit.accel.tcg.registers import *
 from cython.cimports.kvmkit.accel.tcg.threads import *
@@ -53,6 +53,9 @@ class TcgCpu(CpuState):
                           cython.cast(cython.p_void, self), 1, 0), "hook exceptions")  # fmt: skip
         check(uc_hook_add(self.uc, cython.address(hook), UC_HOOK_INSN_INVALID, cython.cast(cython.p_void, on_invalid),
                           cython.cast(cython.p_void, self), 1, 0), "hook #UD")  # fmt: skip
+        check(uc_hook_add(self.uc, cython.address(hook), UC_HOOK_MEM_WRITE_PROT,
+                          cython.cast(cython.p_void, on_rom_write),
+                          cython.cast(cython.p_void, self), 1, 0), "hook writes to a ROM")  # fmt: skip
         self.set_derived()
 
     def __dealloc__(self):
@@ -117,17 +120,7 @@ class TcgCpu(CpuState):
         table = cpuid.for_vcpu(cpuid.select(model, features.with_machine(leaves)), 0, 1)
         self.set_words(features.words_of(table))
         self.cr4_bits = features.cr4_bits(table)
-        if len(table) > LEAVES:
-            raise HostError("tcg: the CPUID table is too long")
-        self.leaf_count = 0
-        for (leaf, subleaf), registers in table.items():
-            entry = cython.address(self.leaves[self.leaf_count])
-            entry.leaf = leaf
-            entry.subleaf = subleaf or 0
-            entry.indexed = subleaf is not None
-            for i in range(4):
-                entry.registers[i] = registers[i]
-            self.leaf_count += 1
+        self.set_leaves(table)
 
     @cython.cfunc
     def set_words(self, words):
@@ -146,17 +139,14 @@ class TcgCpu(CpuState):
             # Below any snapshot level: Unicorn then leaves the TLB's dirty marks to us (see Translation below).
             cython.cast(cython.pointer(int32_t), region(self.uc, gpa) + REGION_PRIORITY)[0] = -1
             top = gpa + size
-        low: uint64_t = self.memory.low
         four: uint64_t = cython.cast(uint64_t, 1) << 32
         rom: uint64_t = four
         if self.memory.rom is not None:
             rom, host, size = self.memory.rom
             ram = cython.cast(cython.p_void, cython.cast(uint64_t, host))
-            check(uc_mem_map_ptr(self.uc, rom, size, UC_PROT_READ | UC_PROT_EXEC, ram), "map a ROM")
-            hook: uc_hook
-            check(uc_hook_add(self.uc, cython.address(hook), UC_HOOK_MEM_WRITE_PROT,
-                              cython.cast(cython.p_void, on_rom_write), cython.NULL, 1, 0), "guard it")  # fmt: skip
-        self.windows[0].base = low
+            check(uc_mem_map_ptr(self.uc, rom, size, UC_PROT_ALL, ram), "map a ROM")
+            check(uc_mem_protect(self.uc, rom, size, UC_PROT_READ | UC_PROT_EXEC), "protect a ROM")
+        self.windows[0].base = self.memory.low
         self.windows[1].base = max(top, four)
         for i in range(2):
             self.windows[i].cpu = cython.cast(cython.p_void, self)
@@ -311,6 +301,16 @@ def on_mmio_write(
 ) -> cython.void:
     window = cython.cast(cython.pointer(MmioWindow), user)
     cython.cast(write_function, memory_write)(window.cpu, window.base + offset, size, value)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def on_rom_write(
+    uc: cython.p_void, kind: cython.int, address: uint64_t, size: cython.int, value: uint64_t, user: cython.p_void
+) -> cython.bint:
+    cython.cast(write_function, memory_write)(user, address, size, value)  # a flash chip takes it, or nobody
+    return True  # and the memory stays as it is
 
 
 @cython.cfunc

@@ -1,4 +1,4 @@
-"""Pages that the software CPU may not write as others: those that hold translated code, and a ROM's."""
+"""The software CPU's TLB, where it is the machine's: which pages are written the slow way, past a look for code."""
 
 import cython
 from cython.cimports.kvmkit.accel.tcg.layout import (
@@ -13,7 +13,7 @@ from cython.cimports.kvmkit.accel.tcg.layout import (
     TlbTable,
     u8p,
 )
-from cython.cimports.libc.stdint import int64_t, uint64_t
+from cython.cimports.libc.stdint import uint64_t
 
 
 @cython.cfunc
@@ -40,13 +40,3 @@ def mark_page(cs: cython.p_void, physical: uint64_t, slow: cython.bint) -> cytho
                     entries[i].write |= TLB_NOT_DIRTY
                 else:
                     entries[i].write &= ~cython.cast(uint64_t, TLB_NOT_DIRTY)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def on_rom_write(
-    uc: cython.p_void, kind: cython.int, address: uint64_t, size: cython.int, value: int64_t, user: cython.p_void
-) -> cython.bint:
-    """Unicorn asks what to do: the guest goes on, and what it wrote is lost."""
-    return True

@@ -23,6 +23,7 @@ cdef extern from "unicorn/unicorn.h" nogil:
     uc_err uc_emu_stop(uc_engine *)
     uc_err uc_hook_add(uc_engine *, uc_hook *, int kind, void *callback, void *user, uint64_t begin, uint64_t end, ...)
     uc_err uc_mem_map_ptr(uc_engine *, uint64_t address, size_t size, uint32_t protection, void *host)
+    uc_err uc_mem_protect(uc_engine *, uint64_t address, size_t size, uint32_t protection)
     uc_err uc_mmio_map(
         uc_engine *, uint64_t address, size_t size, uc_cb_mmio_read_t, void *, uc_cb_mmio_write_t, void *
     )

@@ -6,6 +6,7 @@ cdef class CpuState(CpuCore):
     cdef bint running
 
     cdef uint64_t flags(self) noexcept nogil
+    cdef set_leaves(self, dict table)
     cdef set_derived(self)
     cdef xsave_area(self, uint8_t *area, bint store)
     cdef translator_msr(self, bint store)

@@ -1,7 +1,7 @@
 """A software CPU's state in and out, in KVM's formats."""
 
 import cython
-from cython.cimports.kvmkit.accel.tcg.core import CpuCore, read_msr, write_msr
+from cython.cimports.kvmkit.accel.tcg.core import LEAVES, CpuCore, read_msr, write_msr
 from cython.cimports.kvmkit.accel.tcg.layout import ENV_EFER, ENV_XCR0, XSAVE_AREA_BYTES, u8p
 from cython.cimports.kvmkit.accel.tcg.msrs import known_msr, machine_msr
 from cython.cimports.kvmkit.accel.tcg.registers import (
@@ -40,6 +40,21 @@ class CpuState(CpuCore):
     def flags(self) -> uint64_t:
         """RFLAGS."""
         return 2
+
+    @cython.cfunc
+    def set_leaves(self, table: dict):
+        """What CPUID shows: (leaf, subleaf or None) to the four registers."""
+        if len(table) > LEAVES:
+            raise HostError("tcg: the CPUID table is too long")
+        self.leaf_count = 0
+        for (leaf, subleaf), registers in table.items():
+            entry = cython.address(self.leaves[self.leaf_count])
+            entry.leaf = leaf
+            entry.subleaf = subleaf or 0
+            entry.indexed = subleaf is not None
+            for i in range(4):
+                entry.registers[i] = registers[i]
+            self.leaf_count += 1
 
     @cython.cfunc
     def set_derived(self):
