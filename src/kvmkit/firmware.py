@@ -47,11 +47,3 @@ OVMF = (
     Ovmf("/usr/share/qemu/ovmf-x86_64-4m-code.bin", "/usr/share/qemu/ovmf-x86_64-4m-vars.bin"),
 )
 """Where distributions put it: Debian, Arch, Fedora, openSUSE."""
-
-SMM_ONLY = (
-    "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
-    "/usr/share/OVMF/OVMF_CODE.secboot.fd",
-    "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
-    "/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd",
-)
-"""Builds that do nothing without system management mode."""

@@ -11,7 +11,7 @@ from tests.secureboot.efi import program
 
 from kvmkit.boot import uefi
 from kvmkit.errors import BadInput, HostError, KvmkitError
-from kvmkit.firmware import OVMF, SMM_ONLY
+from kvmkit.firmware import OVMF
 from kvmkit.guest import images
 from kvmkit.guest.apt import Apt
 from kvmkit.guest.progress import Silent
@@ -179,7 +179,7 @@ def test_what_can_not_be_is_refused_in_a_line(tmp_path: Path) -> None:
     alone.write_bytes(Path(code.code).read_bytes())
     plain = tmp_path / "plain"
     plain.write_bytes(bytes(4096))
-    smm = next((name for name in SMM_ONLY if Path(name).exists()), "")
+    smm = Path(code.code).with_suffix(".secboot.fd")
     cases: list[tuple[dict[str, object], str]] = [
         ({"nvram": str(other)}, "not this firmware's variables"),
         ({"nvram": str(tmp_path / "no" / "vars.fd")}, "No such file"),
@@ -189,7 +189,7 @@ def test_what_can_not_be_is_refused_in_a_line(tmp_path: Path) -> None:
         ({"firmware": "bios", "nvram": str(other)}, "go with UEFI"),
         ({"firmware": str(alone), "secure_boot": True}, "--firmware uefi"),
     ]
-    cases += [({"firmware": smm}, "system management mode")] if smm else []
+    cases += [({"firmware": str(smm)}, "system management mode")] if smm.exists() else []
     for options, said in cases:
         with pytest.raises(BadInput, match=said) as refused:
             started(**options)

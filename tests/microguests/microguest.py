@@ -62,8 +62,9 @@ class Finish(Device):
 class MicroGuest:
     """`code` in `mode` on `engine`, ready to run. `symbols` says where its labels are."""
 
-    def __init__(self, engine: str, code: str, mode: str, *, cpus: int = 1, cpu: str = "max") -> None:
+    def __init__(self, engine: str, code: str, mode: str, *, cpus: int = 1, cpu: str = "max", rom: bytes = b"") -> None:
         self.memory = GuestMemory(RAM)
+        self.rom = self.memory.put_rom(rom) if rom else b""
         self.ports = AddressSpace("ports")
         self.mmio = AddressSpace("memory")
         self.trap = Recorder()

@@ -11,7 +11,7 @@ import os
 import uuid
 from pathlib import Path
 
-from kvmkit.firmware import OVMF, SMM_ONLY
+from kvmkit.firmware import OVMF
 
 from .firmware import LARGEST
 
@@ -33,7 +33,7 @@ def needs_smm(path: str) -> bool:
             return False
         data = Path(path).read_bytes()
     except OSError:
-        return path in SMM_ONLY or any(word in os.path.basename(path).lower() for word in NAMES)
+        return any(word in os.path.basename(path).lower() for word in NAMES)
     at = data.find(LZMA)
     if at < HEADER:
         return False

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvmkit.errors import BadInput, HostError
-from kvmkit.firmware import OVMF, SMM_ONLY, UEFI, Ovmf
+from kvmkit.firmware import OVMF, UEFI, Ovmf
 from kvmkit.packages import how
 
+from . import smm
 from .files import Source
 from .firmware import LARGEST, MIB, image
 
@@ -98,7 +99,7 @@ def _fit(code: bytes, variables: bytes) -> bool:
 
 def _check_mode(path: Path) -> None:
     """Refuse what would stop without a word: a build that wants system management mode."""
-    if any(os.path.exists(each) and os.path.exists(path) and os.path.samefile(path, each) for each in SMM_ONLY):
+    if path.exists() and smm.needs_smm(str(path)):
         raise BadInput(
             f"{path} needs system management mode, which this machine does not have: --firmware uefi --secure-boot "
             "takes a build with Secure Boot that does without"
@@ -108,7 +109,7 @@ def _check_mode(path: Path) -> None:
 def _sibling(path: Path) -> str:
     """The variables that a distribution puts beside its code."""
     for known in OVMF:
-        if os.path.exists(known.code) and os.path.exists(path) and os.path.samefile(path, known.code):
+        if smm.same(str(path), known.code):
             return known.variables
     beside = path.with_name(path.name.replace("CODE", "VARS").replace("code", "vars"))
     if beside == path or not beside.exists():

@@ -10,7 +10,7 @@ Guest physical memory                       Ports
     0x00feb00000  virtio-mmio                   0x0f4        debug exit     0x600-0x62f   ACPI power management
     0x00fec00000  IOAPIC                                                    0xcf8-0xcff   PCI configuration
     0x00fee00000  LAPIC                                                     0xcf9         reset
-    0x00fffc0000  firmware
+    0x00ffc00000  firmware: UEFI's variables and code, or a BIOS's
     0x0100000000  RAM
     above RAM     PCI devices
 """

@@ -102,18 +102,27 @@ While a VM runs, `kvmkit set` changes rates, enlarges disks and changes CDs: kvm
 """
 
 FIRMWARE = """
-Firmware (--firmware bios, or a BIOS image's path)
+Firmware (--firmware bios, uefi, or an image's path)
 
-Starts a disk by its own boot loader, as a PC does, instead of a kernel. SeaBIOS is taken from the host (Debian:
-apt-get install seabios). The boot loader's menu and the system's console are the serial port on your terminal; Linux
-puts its own there with console=ttyS0. Disks are tried in their order, then CD-ROMs.
+Starts a disk by its own boot loader, as a PC does. SeaBIOS and OVMF are taken from the host (Debian: apt-get install
+seabios ovmf). The boot loader's menu and the system's console are the serial port on your terminal; Linux puts its own
+there with console=ttyS0. Disks are tried in their order, then CD-ROMs.
+
+UEFI also starts a kernel or an image, without a disk of yours. What it remembers (boot entries, Secure Boot's keys) is
+in a file of the VM's own, or of yours (--nvram), and goes with a VM that is not kept. With --secure-boot that begins
+with Microsoft's keys; others: kvmkit secureboot.
 
   kvmkit run --firmware bios --disk system.raw
   kvmkit run --firmware bios --disk system.raw,snapshot         what it writes is thrown away
   kvmkit run --firmware bios --disk new.raw --scsi install.iso,cd --memory 2G
   kvmkit qemu -m 2048 -hda new.raw -cdrom install.iso -boot d   the CD-ROM first
 
-There is no screen, network start or UEFI yet.
+  kvmkit run --firmware uefi --secure-boot --disk system.raw
+  kvmkit run --firmware uefi --disk new.raw --scsi install.iso,cd --memory 2G --nvram vars.fd
+  kvmkit run --firmware uefi -- ls /sys/firmware/efi
+  kvmkit create --name web --firmware uefi --disk system.raw && kvmkit secureboot enroll web
+
+There is no screen or network start yet.
 """
 
 NETWORKS = """
