@@ -20,7 +20,7 @@ def kvmkit() -> Callable[..., Done]:
 
 
 @pytest.fixture
-def as_nobody(tmp_path: Path) -> Callable[..., Done]:
+def as_nobody(open_path: Path) -> Callable[..., Done]:
     """`kvmkit` as an ordinary user with a directory of its own; skipped where that can't be had."""
     if os.getuid() != 0:
         pytest.skip("is not root, so it is an ordinary user already")
@@ -30,13 +30,9 @@ def as_nobody(tmp_path: Path) -> Callable[..., Done]:
     probe = subprocess.run([*prefix, *COMMAND, "--version"], env=environment(), capture_output=True)
     if probe.returncode:
         pytest.skip("an ordinary user can't read this Python or this checkout")
-    home = tmp_path / "home"
+    home = open_path / "home"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
-    # pytest's own directory is this user's alone; nobody has to pass through it.
-    for directory in (tmp_path, *tmp_path.parents):
-        if str(directory).startswith("/tmp/pytest"):
-            directory.chmod(directory.stat().st_mode | 0o011)
 
     def run(*words: str, **options: object) -> Done:
         env = {**environment(), "KVMKIT_HOME": str(home), "HOME": "/nonexistent"}

@@ -49,17 +49,10 @@ def needs_root() -> None:
         pytest.skip("needs root and setpriv, to be somebody else")
 
 
-def open_to_all(path: Path) -> None:
-    for directory in path.parents:
-        if str(directory).startswith("/tmp/"):
-            directory.chmod(directory.stat().st_mode | 0o011)
-
-
 @pytest.mark.root
-def test_a_checkout_that_can_not_be_written_is_told(tmp_path: Path) -> None:
+def test_a_checkout_that_can_not_be_written_is_told(open_path: Path) -> None:
     needs_root()
-    checkout = copy(tmp_path / "checkout")
-    open_to_all(checkout)
+    checkout = copy(open_path / "checkout")
     done = run(checkout, "--version", prefix=NOBODY)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
@@ -67,15 +60,14 @@ def test_a_checkout_that_can_not_be_written_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_missing_packages_are_named_to_who_is_not_root(tmp_path: Path) -> None:
+def test_missing_packages_are_named_to_who_is_not_root(open_path: Path) -> None:
     needs_root()
     if shutil.which("apt-get") is None:
         pytest.skip("needs apt-get")
-    checkout = copy(tmp_path / "checkout")
-    open_to_all(checkout)
+    checkout = copy(open_path / "checkout")
     for path in (checkout, *checkout.rglob("*")):
         os.chown(path, 65534, 65534)
-    programs = tmp_path / "bin"
+    programs = open_path / "bin"
     programs.mkdir()
     for name in ("sh", "flock", "id", "apt-get", "python3", "cat"):  # and no gcc
         found = "/usr/bin/python3" if name == "python3" else shutil.which(name)

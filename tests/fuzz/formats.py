@@ -154,7 +154,7 @@ def states(data: bytes) -> None:
     from .targets import bench
 
     program = Reader(data)
-    name = program.choose(("rng", "blk", "scsi", "vsock"))
+    name = program.choose(("rng", "blk", "scsi", "vsock", "net", "console"))
     pci = program.flag()
     kind = PciDriver if pci else MmioDriver
     b = bench(name, kind)

@@ -7,9 +7,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import subprocess
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -113,6 +117,41 @@ def test_what_was_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     later = (directory / store.MANIFEST).stat().st_mtime_ns + 1_000_000
     os.utime(directory / library.ROOT_DISK, ns=(later, later))
     assert store.load(directory, needed) is None  # of the same size
+
+
+@contextmanager
+def kept(directory: Path) -> Iterator[None]:
+    """What is in it can't be removed, not even by root."""
+    file = directory / library.ROOT_DISK
+    if os.geteuid():
+        directory.chmod(0o500)
+    elif not shutil.which("chattr") or subprocess.run(["chattr", "+i", file], capture_output=True).returncode:
+        pytest.skip("no file can be made immutable here (chattr)")
+    try:
+        yield
+    finally:
+        for left in directory.parent.glob(f"*{directory.name}*"):
+            if left.is_dir():
+                left.chmod(0o700)
+                if not os.geteuid():
+                    subprocess.run(["chattr", "-i", left / library.ROOT_DISK], check=True)
+
+
+def test_an_image_that_can_not_be_removed_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMKIT_HOME", str(tmp_path))
+    run = caller(tmp_path)
+    directory = made("one")
+    with kept(directory):
+        done = run("image", "rm", "one")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done
+        (left,) = directory.parent.glob(".one.*")
+        assert str(left) in done.stderr
+        assert library.ROOT_DISK in done.stderr
+        assert run("image", "ls", "-q").stdout == ""
+        made("one")  # its name is free
+    assert run("image", "rm", "one").returncode == 0
+    assert run("image", "prune").stdout == f"{left}\n"
+    assert not left.exists()
 
 
 def test_prune_removes_what_is_replaced_and_half_made(tmp_path: Path) -> None:

@@ -436,6 +436,29 @@ def test_state_goes_to_another_card(make: Make) -> None:
     assert other.device.filter.wants(frame(OTHER))
 
 
+@pytest.mark.parametrize(
+    ("lost", "change", "why"),
+    [
+        (net.CTRL_VQ, {}, "do not go together"),
+        (net.MQ, {"pairs": 2}, "more queues than it has"),
+        (0, {"pairs": 0}, "pairs"),
+        (0, {"mac": MAC[:5]}, "mac"),
+        (0, {"link": "up"}, "link"),
+        (0, {"filter": {"modes": [True]}}, "filter"),
+    ],
+    ids=["features", "queues without multiqueue", "no queue", "mac", "link", "filter"],
+)
+def test_a_state_that_no_card_can_have_is_refused(make: Make, lost: int, change: dict, why: str) -> None:
+    """`lost`: features that its driver had accepted."""
+    card = make()
+    card.device.hold()
+    state = card.device.state()
+    other = make(start=False)
+    other.device.hold()
+    with pytest.raises(BadInput, match=why):
+        other.device.restore({**state, "accepted": state["accepted"] & ~lost, "net": {**state["net"], **change}})
+
+
 def test_a_policy_holds_at_once(make: Make) -> None:
     card = make()
     asking = frame(OTHER, bytes(28), b"\x08\x06")

@@ -241,6 +241,15 @@ def test_what_is_sent_after_a_queues_reset_is_whole(tmp_path: Path, packed: bool
             assert came.lstrip(b"x") == b"0123456789" * 10 + b"."
 
 
+@pytest.mark.parametrize("ports", [[], [(True, True)], [(True, 2), (True, True)], [True, True], None])
+def test_a_state_of_other_ports_is_refused(tmp_path: Path, ports: object) -> None:
+    with guest(tmp_path) as g:
+        g.driver.device.hold()
+        state = g.driver.device.state()
+        with pytest.raises(BadInput, match="port"):
+            g.driver.device.restore({**state, "ports": ports})
+
+
 def test_a_new_size_is_told(tmp_path: Path) -> None:
     with guest(tmp_path) as g:
         g.begin(2)

@@ -178,6 +178,8 @@ def test_what_a_driver_asks_for_before_it_settles_is_saved(memory: GuestMemory) 
             other.device.restore(settled)
         with pytest.raises(BadInput, match="never settled"):
             other.device.restore({**driver.device.state(), "status": 7})
+        with pytest.raises(BadInput, match="do not go together"):  # a legacy driver's
+            other.device.restore({**driver.device.state(), "status": 11, "accepted": 0})
 
 
 def test_no_descriptor_stays(memory: GuestMemory) -> None:

@@ -77,13 +77,13 @@ def directories(name: str) -> list[Path]:
 
 
 def remove(name: str) -> None:
-    """BadInput: there is none. VMs that were begun with it keep its files."""
+    """VMs that were begun with it keep its files. BadInput: there is none. HostError: it can't be, or not all of it."""
     found = directories(name)
     if not found:
         raise BadInput(f"the image {name} is not built yet")
     for directory in found:
         with store.locked(directory):
-            store.remove_tree(directory)
+            store.discard(directory)
         directory.with_name(directory.name + ".lock").unlink(missing_ok=True)
 
 

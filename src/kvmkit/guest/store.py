@@ -173,9 +173,27 @@ def sync(directory: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
+    """What can't be removed stays."""
     import shutil  # loads compression libraries
 
     shutil.rmtree(path, ignore_errors=True)
+
+
+def discard(directory: Path) -> None:
+    """Remove it; its name is free before anything in it goes. HostError: it can't be, or not all of it."""
+    import shutil
+
+    away = directory.with_name(f".{directory.name}.{os.getpid()}")
+    try:
+        directory.rename(away)
+    except OSError as error:
+        raise HostError(f"can't remove {directory}: {error.strerror}") from None
+    try:
+        shutil.rmtree(away)
+    except OSError as error:
+        raise HostError(
+            f"{directory.name} is removed, but not its files in {away}: {error.filename}: {error.strerror}"
+        ) from None
 
 
 def sha256(path: Path) -> str:

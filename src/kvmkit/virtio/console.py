@@ -168,10 +168,14 @@ class Console(VirtioDevice):
         return saved
 
     def restore(self, state: dict) -> None:
-        VirtioDevice.restore(self, state)
-        if len(state["ports"]) != self.count:
+        from kvmkit.devices.saved import checked
+        from kvmkit.virtio.saved import ConsoleState
+
+        saved = checked(state, ConsoleState, self.name)
+        if len(saved.ports) != self.count:
             raise BadInput(f"saved state of {self.name}: it has other ports")
-        for i, (ready, opened) in enumerate(state["ports"]):
+        VirtioDevice.restore(self, state)
+        for i, (ready, opened) in enumerate(saved.ports):
             self.ports[i].ready, self.ports[i].open = ready, opened
             self.ports[i].tell = TELL_OPEN if ready else 0  # whoever was connected is not any more
 

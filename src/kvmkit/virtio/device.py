@@ -357,7 +357,7 @@ class VirtioDevice(Served):
         self.acknowledge(0xFFFFFFFF)
         pending: uint32_t = saved.interrupt_status
         fetch_or32(cython.address(self.interrupts_pending), pending, SEQ_CST)
-        if settled:
-            self.accepts(self.accepted)
+        if settled and not self._features_fit():
+            raise BadInput(f"saved state of {self.name}: its driver uses features that do not go together")
         for queue, its in zip(self.queues, state["queues"], strict=True):
             queue.restore(its, self.accepted & self.features)

@@ -377,15 +377,18 @@ class Net(VirtioDevice):
         return saved
 
     def restore(self, state: dict) -> None:
+        from kvmkit.devices.saved import checked
+        from kvmkit.virtio.saved import NetState
+
+        saved = checked(state, NetState, self.name)
+        if saved.net.pairs > (self.most_pairs if saved.accepted & MQ else 1):
+            raise BadInput(f"saved state of {self.name}: its driver uses more queues than it has")
         VirtioDevice.restore(self, state)
-        saved = state["net"]
-        if len(saved["mac"]) != 6 or not 1 <= saved["pairs"] <= self.most_pairs:
-            raise BadInput(f"saved state of {self.name}: it is another device's")
-        self.mac = saved["mac"]
-        self.link = saved["link"]
+        self.mac = saved.net.mac
+        self.link = saved.net.link
         self.filter.set_mac(self.mac)
-        self.filter.restore(saved["filter"])
-        self.pairs = saved["pairs"]
+        self.filter.restore(state["net"]["filter"])
+        self.pairs = saved.net.pairs
         self.backend.set_pairs(self.pairs)
         self.set_config(self._config(), interrupt=False)
 

@@ -1,4 +1,4 @@
-"""The form of saved states: what a device, its queues and virtio-mmio give, checked before anything takes it."""
+"""The form of saved states: what devices, queues and virtio-mmio give, checked before anything takes it."""
 
 from __future__ import annotations
 
@@ -35,6 +35,32 @@ class DeviceState(msgspec.Struct):
     interrupt_status: U32
     failure: str
     queues: list[QueueState]
+
+
+class ConsoleState(DeviceState):
+    """`ports`: whether the driver is ready for each, and has it open."""
+
+    ports: list[tuple[bool, bool]]
+
+
+class FilterState(msgspec.Struct):
+    """`modes` as kvmkit.net.filter has them; the addresses one behind the other; a bit for each VLAN."""
+
+    modes: Annotated[list[bool], Meta(min_length=6, max_length=6)]
+    unicast: bytes
+    multicast: bytes
+    vlans: Annotated[bytes, Meta(min_length=512, max_length=512)]
+
+
+class CardState(msgspec.Struct):
+    mac: Annotated[bytes, Meta(min_length=6, max_length=6)]
+    pairs: Annotated[int, Meta(ge=1, le=0x8000)]
+    link: bool
+    filter: FilterState
+
+
+class NetState(DeviceState):
+    net: CardState
 
 
 class MmioState(msgspec.Struct):
