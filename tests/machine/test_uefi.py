@@ -142,6 +142,16 @@ def test_memory_above_4_gib_and_a_kernel(tmp_path: Path) -> None:
         assert "can't claim BAR" not in text
 
 
+def test_with_secure_boot_a_kernel_that_is_handed_over_has_its_initrd(tmp_path: Path) -> None:
+    """Debian's is signed by none of these keys: OVMF starts it by a way of its own."""
+    image = images.ensure("tiny")
+    options = {"append": "console=ttyS0 panic=-1", "memory": 512 * MIB, "secure_boot": True}
+    with started(kernel=str(image.kernel), initrd=(str(image.initrd),), **options) as machine:
+        said = says(machine, "Run /init as init process", NOTHING_STARTS, "end Kernel panic")
+        assert said == "Run /init as init process", machine.console.text()
+        assert "secureboot: Secure boot enabled" in machine.console.text()
+
+
 def test_the_chain_that_distributions_sign(tmp_path: Path) -> None:
     """Microsoft's key has signed shim, shim's has signed GRUB and the kernel: Debian starts with Secure Boot."""
     image = images.ensure("tiny")

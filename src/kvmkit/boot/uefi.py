@@ -33,6 +33,8 @@ VARIABLES_GUID = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
 KERNEL_SIZE, INITRD_SIZE, KERNEL, INITRD = 0x08, 0x0B, 0x11, 0x12
 CMDLINE_SIZE, CMDLINE, SETUP_SIZE, SETUP = 0x14, 0x15, 0x17, 0x18
 SECTOR = 512
+SETUP_SECTORS_AT, SETUP_SIGNATURE_AT, LOADER_AT, UNKNOWN_LOADER = 0x1F1, 0x202, 0x210, 0xFF
+"""In a bzImage's header: Documentation/arch/x86/boot.rst of Linux."""
 
 
 class Firmware(NamedTuple):
@@ -173,11 +175,18 @@ def _make(path: str, template: bytes) -> None:
 
 
 def kernel_items(kernel: bytes, initrd: bytes, cmdline: str) -> dict[int, bytes]:
-    """A kernel for firmware to start, as fw_cfg's items: it is a bzImage, or any other EFI program."""
-    setup = (kernel[0x1F1] or 4) + 1 if kernel[0x202:0x206] == b"HdrS" else 0
+    """A kernel for firmware to start, as fw_cfg's items: it is a bzImage, or any other EFI program.
+
+    With Secure Boot, OVMF refuses a program that is not signed, but starts a bzImage as an older boot loader would. Its
+    initrd counts only where the header names a loader, so that is done here, as QEMU does it.
+    """
+    setup = bytearray()
+    if kernel[SETUP_SIGNATURE_AT : SETUP_SIGNATURE_AT + 4] == b"HdrS":
+        setup += kernel[: ((kernel[SETUP_SECTORS_AT] or 4) + 1) * SECTOR]
+        setup[LOADER_AT] = setup[LOADER_AT] or UNKNOWN_LOADER
     parts = {
-        (KERNEL_SIZE, KERNEL): kernel[setup * SECTOR :],
-        (SETUP_SIZE, SETUP): kernel[: setup * SECTOR],
+        (KERNEL_SIZE, KERNEL): kernel[len(setup) :],
+        (SETUP_SIZE, SETUP): bytes(setup),
         (INITRD_SIZE, INITRD): initrd,
         (CMDLINE_SIZE, CMDLINE): cmdline.encode() + b"\0",
     }

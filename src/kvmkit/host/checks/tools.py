@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvmkit.firmware import SEABIOS
+from kvmkit.firmware import OVMF, SEABIOS
 from kvmkit.host.context import Context
 from kvmkit.host.report import Row
 from kvmkit.host.system import Host
@@ -90,18 +90,26 @@ def firmware_rows(context: Context) -> Iterator[Row]:
         yield Row("ovmf", GROUP, "OVMF", "note", text, host.install("ovmf"))
         return
     for number, image in enumerate(images):
-        words = []
-        if image.secure_boot:
-            words.append("Secure Boot" + (", keys enrolled" if image.keys else ", no keys enrolled"))
-            if image.smm:
-                words.append("needs SMM")
-        else:
-            words.append("not described as having Secure Boot")
         template = f" + {image.template.rpartition('/')[2]}" if image.template else ""
-        yield Row(f"ovmf.{number}", GROUP, "OVMF", "ok", f"{image.code}{template}: {', '.join(words)}")
-    if not any(image.secure_boot for image in images):
+        yield Row(f"ovmf.{number}", GROUP, "OVMF", "ok", f"{image.code}{template}: {_can(host, image)}")
+    if not any(image.secure_boot or _enrolled(host, image.code) for image in images):
         text = "none of these images has Secure Boot"
         yield Row("ovmf.secureboot", GROUP, "Secure Boot", "note", text, host.install("ovmf"))
+
+
+def _can(host: Host, image: Firmware) -> str:
+    """What it is good for, in words."""
+    if _enrolled(host, image.code):  # though its distribution's description is silent about it
+        return "--firmware uefi, with Secure Boot (--secure-boot), and without SMM"
+    if not image.secure_boot:
+        return "--firmware uefi; not described as having Secure Boot"
+    keys = "keys enrolled" if image.keys else "no keys enrolled"
+    return f"Secure Boot, {keys}" + (", needs SMM: for QEMU, kvmkit's machine has none" if image.smm else "")
+
+
+def _enrolled(host: Host, code: str) -> str:
+    """The variables with keys for a build that has Secure Boot without system management mode."""
+    return next((one.enrolled for one in OVMF if one.code == code and one.enrolled and host.exists(one.enrolled)), "")
 
 
 PROGRAMS: tuple[tuple[str, tuple[str, ...], str], ...] = (
