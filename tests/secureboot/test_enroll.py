@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -156,12 +157,33 @@ def test_a_guest_s_damage_in_db_is_told_and_reset_mends_it(enrolled: bytes) -> N
 
 def test_what_is_no_certificate_is_shown_and_kept(enrolled: bytes) -> None:
     store = Store(enrolled, "it")
+    good = keys.named("redhat").pk[0].data
+    version = good.index(b"\xa0\x03\x02\x01\x02") + 4  # which there is up to 2
     odd = Signature(guids.CERT_X509, guids.KVMKIT, b"\x30\x03odd")
-    store.put(store.variables[KEK.key]._replace(data=signatures.pack([odd])))
+    unknown = odd._replace(data=good[:version] + b"\x12" + good[version + 1 :])
+    store.put(store.variables[KEK.key]._replace(data=signatures.pack([odd, unknown])))
     data = store.to_bytes()
-    assert held(data, "KEK") == [""]
+    assert held(data, "KEK") == ["", ""]
     kept = Store(enroll.enroll(data, keys.Keys(kek=keys.named("redhat").kek)), "it").variables[KEK.key]
-    assert signatures.parse(kept.data, "it")[0] == odd
+    assert signatures.parse(kept.data, "it")[:2] == [odd, unknown]
+
+
+def test_whatever_a_guest_wrote_is_told_or_refused(enrolled: bytes) -> None:
+    """Never another error: changes in the four databases, most of them within certificates."""
+    packed = Store(enrolled, "it").to_bytes()
+    used = len(packed[:0x40000].rstrip(b"\xff"))
+    chosen, chance, read = keys.named("redhat"), random.Random(1), 0
+    for _ in range(300):
+        data = bytearray(packed)
+        for _ in range(chance.choice((1, 2, 20))):
+            data[chance.randrange(used)] = chance.randrange(256)
+        try:
+            state.of(bytes(data))
+            enroll.enroll(bytes(data), chosen)
+            read += 1
+        except BadInput:
+            continue
+    assert 100 < read < 300
 
 
 # ---- dbx ----

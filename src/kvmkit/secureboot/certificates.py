@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kvmkit.errors import BadInput, HostError
 from kvmkit.secureboot import files, guids
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from cryptography.x509 import Certificate
+
+T = TypeVar("T")
 
 
 def library(name: str) -> ModuleType:
@@ -38,7 +41,7 @@ def from_file(path: Path) -> list[Signature]:
                 found = x509.load_pem_x509_certificates(data)
             else:
                 found = [x509.load_der_x509_certificate(data)]
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         key = b"PRIVATE KEY-----" in data
         raise BadInput(
             f"{path}: is a private key; its certificate is wanted"
@@ -50,26 +53,27 @@ def from_file(path: Path) -> list[Signature]:
 
 def subject(signature: Signature) -> str:
     """The common name of whom a certificate is for, or all of the name; '' for what is no certificate."""
-    x509 = library("cryptography.x509")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            name = x509.load_der_x509_certificate(signature.data).subject
-            common = name.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)
-            return str(common[0].value if common else name.rfc4514_string())
-    except (ValueError, TypeError):  # what a guest wrote there
-        return ""
+    common_name = library("cryptography.x509.oid").NameOID.COMMON_NAME
+
+    def name(certificate: Certificate) -> str:
+        common = certificate.subject.get_attributes_for_oid(common_name)
+        return str(common[0].value) if common else certificate.subject.rfc4514_string()
+
+    return _read(signature, name) or ""
 
 
 def begins(signature: Signature) -> datetime | None:
     """Since when a certificate is valid, in UTC; None for what is no certificate."""
+    return _read(signature, lambda certificate: certificate.not_valid_before_utc)
+
+
+def _read(signature: Signature, what: Callable[[Certificate], T]) -> T | None:
     if signature.kind != guids.CERT_X509:
         return None
     x509 = library("cryptography.x509")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded: Certificate = x509.load_der_x509_certificate(signature.data)
-            return loaded.not_valid_before_utc
-    except (ValueError, TypeError):
+            return what(x509.load_der_x509_certificate(signature.data))
+    except Exception:  # a guest may have written it; the library's own errors are of several kinds
         return None
