@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import kvmkit as package
-from kvmkit.boot import uefi
+from kvmkit.boot import smm, uefi
 from kvmkit.errors import BadInput
 from kvmkit.manager.description import Description, Firmware
 from kvmkit.manager.fit import differing, lacking
@@ -158,6 +158,18 @@ def test_code_that_needs_smm_becomes_the_hosts_own_and_is_told(tmp_path: Path, o
     assert "131072 bytes do not go with" in text
     renamed.write_bytes(CODE.read_bytes())
     assert of_firmware(asked(f"-pflash {renamed} -pflash {own}")) == []
+
+
+def test_what_is_no_image_needs_no_smm(tmp_path: Path) -> None:
+    """And does not keep us: nobody writes to the FIFO, and the section names a dictionary of 4 GiB."""
+    os.mkfifo(tmp_path / "fifo")
+    code = SECBOOT.read_bytes()
+    at = code.find(smm.LZMA)
+    begin = at - smm.HEADER + int.from_bytes(code[at + 16 : at + 18], "little")
+    (tmp_path / "wild").write_bytes(code[: begin + 1] + b"\xff" * 4 + code[begin + 5 :])
+    (tmp_path / "cut").write_bytes(code[: begin + 9])
+    for name in ("fifo", "wild", "cut", "."):
+        assert not smm.needs_smm(str(tmp_path / name))
 
 
 def test_without_ovmf_what_installs_it_is_told(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:

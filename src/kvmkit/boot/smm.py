@@ -11,35 +11,40 @@ import os
 import uuid
 from pathlib import Path
 
+from kvmkit.errors import BadInput
 from kvmkit.firmware import OVMF
 
+from .files import Source
 from .firmware import LARGEST
 
 LZMA = uuid.UUID("ee4e5898-3914-4259-9d6e-dc7bd79403cf").bytes_le
 SMM_ACCESS = uuid.UUID("6c0e75b4-b0b9-44d1-8210-3377d7b4e066").bytes_le
 EARLY = 2 << 20
+MOST_MEMORY = 256 << 20
 HEADER = 4
 """Bytes of a section before its GUID; its data begin where the two bytes after the GUID say."""
 
 NAMES = ("secboot", "secure", "smm", ".ms.", "-ms-", "snakeoil")
+"""In the names that distributions and QEMU give such builds."""
 
 
 def needs_smm(path: str) -> bool:
-    """By what is in it; an image that is not here, by the names that distributions give those."""
+    """By what is in it; of an image that is not here, by its name."""
     if any(same(path, known.code) for known in OVMF):
         return False
-    try:
-        if os.path.getsize(path) > LARGEST:
-            return False
-        data = Path(path).read_bytes()
-    except OSError:
+    if not os.path.exists(path):
         return any(word in os.path.basename(path).lower() for word in NAMES)
+    try:
+        with Source(Path(path), "firmware") as source:
+            data = bytes(source.map()) if source.size <= LARGEST else b""
+    except BadInput:  # said in full when it is loaded
+        return False
     at = data.find(LZMA)
     if at < HEADER:
         return False
     begin = at - HEADER + int.from_bytes(data[at + 16 : at + 18], "little")
     try:
-        return SMM_ACCESS in lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(data[begin:], EARLY)
+        return SMM_ACCESS in lzma.LZMADecompressor(lzma.FORMAT_ALONE, MOST_MEMORY).decompress(data[begin:], EARLY)
     except (lzma.LZMAError, EOFError):
         return False
 

@@ -9,7 +9,7 @@ import msgspec
 
 from kvmkit.boot import smm, uefi
 from kvmkit.errors import BadInput, HostError
-from kvmkit.firmware import OVMF, UEFI, Ovmf
+from kvmkit.firmware import OVMF, UEFI, Ovmf, is_uefi
 from kvmkit.manager.description import Firmware
 from kvmkit.manager.fit_firmware import NOT_KEPT, Fitted
 
@@ -48,7 +48,8 @@ class _Uefi:
         elif not there:
             self.lacks.append(f"the firmware {image}; nearest: {self._own().code or self._how()}")
         else:
-            if asked.code and not (asked.variables or asked.template) and _is_whole(os.path.getsize(image)):
+            alone = asked.code and not (asked.variables or asked.template)
+            if alone and is_uefi(image) and _is_whole(os.path.getsize(image)):
                 self.differs.append(f"{image} is not written: what UEFI keeps is in a file of the VM's own")
             return image
         return UEFI
