@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.chaos.account import processes
 from tests.vms.conftest import Kvmkit, caller
 
 pytestmark = pytest.mark.guest
@@ -128,7 +129,7 @@ def test_a_build_that_is_ended_leaves_nothing(debian: Path, tmp_path: Path, numb
     tool = tools / "mmdebstrap"
     tool.write_text(
         "#!/bin/sh\ntrap 'rm -rf $TMPDIR/mmdebstrap.x; exit 1' TERM  # as it does\nmkdir $TMPDIR/mmdebstrap.x\n"
-        f"echo $TMPDIR $$ >{tmp_path}/started.new; mv {tmp_path}/started.new {tmp_path}/started\n"
+        f"echo $TMPDIR >{tmp_path}/started.new; mv {tmp_path}/started.new {tmp_path}/started\n"
         "echo 'I: running apt-get update...' >&2\nwhile :; do sleep 0.1; done\n"
     )
     tool.chmod(0o755)
@@ -141,10 +142,10 @@ def test_a_build_that_is_ended_leaves_nothing(debian: Path, tmp_path: Path, numb
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
-    scratch, pid = (tmp_path / "started").read_text().split()
+    scratch = (tmp_path / "started").read_text().strip()
     process.send_signal(number)
     assert process.wait(30) != 0
-    while os.path.exists(f"/proc/{pid}") or os.path.exists(scratch):
+    while processes(home) or os.path.exists(scratch):
         assert time.monotonic() < until
         time.sleep(0.02)
     while [path.name for path in (home / "cache" / "images" / "debian").iterdir() if path.suffix != ".lock"]:

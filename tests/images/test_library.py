@@ -12,10 +12,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from tests.machine.bootable import boot_sector
 from tests.vms.conftest import Kvmkit, caller
 
 from kvmkit.errors import BadInput
 from kvmkit.manager import imagespec
+from kvmkit.paths import SEABIOS
 
 GUEST = pytest.mark.guest
 QEMU_IMG = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed (qemu-utils)")
@@ -199,6 +201,52 @@ def test_a_disk_is_imported_whole_or_not_at_all(empty: Kvmkit, tmp_path: Path) -
     assert [(each["name"], each["kind"]) for each in listed] == [("system-1", "disk")]
 
 
+COUNT = """
+    mov ah, 0x48; mov dl, 0x80; mov si, offset drive
+    int 0x13
+    jc leave
+    mov cx, 8
+1:  rol dword ptr [drive + 16], 4   # its sectors
+    mov al, [drive + 16]; and al, 15
+    add al, '0'; cmp al, '9'; jbe 2f
+    add al, 'a' - '0' - 10
+2:  mov ah, 0x0e; mov bx, 7; push cx
+    int 0x10
+    pop cx
+    loop 1b
+    jmp leave
+drive: .word 26; .fill 24
+"""
+
+
+@GUEST
+def test_a_whole_disk_is_as_large_as_is_asked(kvmkit: Kvmkit, home: Path, tmp_path: Path) -> None:
+    """Of a VM that is thrown away, and of one that is kept: what its boot loader is told by the BIOS."""
+    if not any(Path(path).exists() for path in SEABIOS) or not shutil.which("qemu-img"):
+        pytest.skip("seabios or qemu-img is not installed")
+    disk = boot_sector(tmp_path, COUNT)
+    with disk.open("r+b") as file:
+        file.truncate(20 << 20)
+    assert kvmkit("image", "import", str(disk), "--name", "sized").returncode == 0
+    vm = ("sized", "--accel", "tcg", "--memory", "64M", "--debug-exit")
+    try:
+        for size, sectors in ((), 20 << 11), (("--root-size", "1G"), 1 << 21):
+            done = kvmkit("run", *vm, *size)
+            assert f"{sectors:08x}" in done.stdout, done
+        assert kvmkit("create", "--name", "sized", *vm, "--root-size", "32M").returncode == 0
+        for size in (32, 48):
+            assert kvmkit("set", "sized", "--root-size", f"{size}M").returncode == 0
+            kvmkit("start", "sized")
+            kvmkit("wait", "sized")
+            assert f"{size << 11:08x}" in kvmkit("logs", "sized").stdout
+            assert (home / "data" / "machines" / "sized" / "disk.raw").stat().st_size == size << 20
+        for verb in ("run", "create"):
+            one_line(kvmkit(verb, *vm, "--root-size", "16M"), "has 20 MiB")
+    finally:
+        kvmkit("rm", "-f", "sized")
+        kvmkit("image", "rm", "sized")
+
+
 def test_a_seed_for_a_cloud_image(tmp_path: Path) -> None:
     pycdlib = pytest.importorskip("pycdlib")
     from kvmkit.manager import seed
@@ -210,6 +258,7 @@ def test_a_seed_for_a_cloud_image(tmp_path: Path) -> None:
     out = io.BytesIO()
     disc.get_file_from_iso_fp(out, rr_path="/user-data")
     assert out.getvalue().startswith(b"#cloud-config\npassword: secret\n")
+    assert b'\nlocale: "no"\n' in out.getvalue()  # a bare Debian has not en_US.UTF-8, which cloud-init would set
     disc.close()
 
 

@@ -13,6 +13,7 @@ from tests.vms.conftest import Kvmkit
 
 from kvmkit.guest import images, systemd
 from kvmkit.guest.disk.tree import Tree
+from kvmkit.manager import seed
 
 needs_ssh = pytest.mark.skipif(not shutil.which("ssh"), reason="ssh is not installed (openssh-client)")
 
@@ -42,10 +43,14 @@ def test_ssh_tells_of_a_guest_without_sshd(kvmkit: Kvmkit) -> None:
         kvmkit("rm", "-f", "bare")
 
 
-@pytest.fixture(scope="module")
-def booted(kvmkit: Kvmkit) -> Iterator[str]:
+def needs_image() -> None:
     if not (images.directory_of("debian-systemd") / images.ROOT_DISK).exists():
         pytest.skip("the image debian-systemd is not built (kvmkit run debian-systemd)")
+
+
+@pytest.fixture(scope="module")
+def booted(kvmkit: Kvmkit) -> Iterator[str]:
+    needs_image()
     name = "systemd"
     port = ("--console-port", "org.qemu.guest_agent.0")
     done = kvmkit("run", "-d", "--name", name, "debian-systemd", "--accel", "tcg", "--memory", "1G", *port)
@@ -70,6 +75,26 @@ def test_systemd_runs_it_and_ssh_comes_in(kvmkit: Kvmkit, booted: str, home: Pat
     fsck = subprocess.run(["e2fsck", "-fn", layer], capture_output=True, text=True, check=False)
     assert fsck.returncode == 0, fsck.stdout + fsck.stderr
     assert os.path.exists(layer)
+
+
+@pytest.mark.guest
+@pytest.mark.timeout(400)
+def test_cloud_init_has_nothing_to_complain_of(kvmkit: Kvmkit, tmp_path: Path) -> None:
+    needs_image()
+    pytest.importorskip("pycdlib")
+    seeded = tmp_path / "user-data"
+    seeded.write_bytes(seed.user_data(None, "secret"))
+    vm = ("--name", "clouded", "debian-systemd", "--accel", "tcg", "--memory", "1G")
+    try:
+        assert kvmkit("run", "-d", *vm, "--user-data", str(seeded)).returncode == 0
+        done = kvmkit("exec", "clouded", "--", "cloud-init", "status", "--wait", timeout=300)
+        assert (done.returncode, done.stdout.split()[-1]) == (0, "done"), done
+        done = kvmkit("exec", "clouded", "--", "grep", "-E", "WARN|ERROR|Traceback", "/var/log/cloud-init.log")
+        assert done.stdout == ""
+        assert kvmkit("exec", "clouded", "hostname").stdout == "clouded\n"
+        assert kvmkit("exec", "clouded", "systemctl", "is-active", "kvmkit-ssh.socket").stdout == "active\n"
+    finally:
+        kvmkit("rm", "-f", "clouded")
 
 
 KEY = "/etc/ssh/ssh_host_ed25519_key.pub"

@@ -118,6 +118,57 @@ def test_a_published_port_a_policy_and_the_cable(kvmkit: Kvmkit, served: tuple[P
     assert kvmkit("exec", "web", "--", "cat", "/sys/class/net/eth0/address").stdout == mac, "its card is the same"
 
 
+class Taken:
+    """What comes by one connection from a guest."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.connection, _ = listener.accept()
+        self.connection.settimeout(0.1)
+
+    def bytes_in(self, seconds: float) -> int:
+        end = time.monotonic() + seconds
+        count = 0
+        while time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                count += len(self.connection.recv(1 << 16))
+        return count
+
+    def wait(self, more: bool) -> None:
+        """Until something comes, or nothing does any more."""
+        end = time.monotonic() + 40
+        while (self.bytes_in(1) > 0) != more:
+            assert time.monotonic() < end
+
+
+@needs_passt
+def test_what_runs_is_held_to_a_new_policy_and_a_new_rate(kvmkit: Kvmkit) -> None:
+    kib, rate = 1 << 10, 64 << 10
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        send = f"yes | nc 10.0.2.2 {listener.getsockname()[1]}"
+        assert kvmkit("run", "-d", "--name", "held", "--accel", "tcg", "--net", "user,loopback").returncode == 0
+        assert kvmkit("exec", "held", "--", "sh", "-c", f"({send}) >/dev/null 2>&1 &").returncode == 0
+        taken = Taken(listener)
+        with taken.connection:
+            taken.wait(True)
+            assert kvmkit("set", "held", "--policy", "deny").returncode == 0
+            taken.wait(False)
+            assert kvmkit("exec", "held", "--", "sh", "-c", f"timeout 3 sh -c '{send}'").returncode != 0
+            listener.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            assert kvmkit("set", "held", "--policy", "all").returncode == 0
+            taken.wait(True)
+            assert taken.bytes_in(2) > 6 * rate
+            assert kvmkit("set", "held", "--net", f"0,bps={rate // kib}K").returncode == 0
+            taken.bytes_in(2)  # what was under way
+            assert 0 < taken.bytes_in(4) < 6 * rate
+            assert kvmkit("set", "held", "--net", "0,bps=0").returncode == 0
+            taken.bytes_in(2)
+            assert taken.bytes_in(2) > 6 * rate
+        assert kvmkit("rm", "-f", "held").returncode == 0
+
+
 @needs_passt
 def test_a_passt_that_is_killed_is_started_again(kvmkit: Kvmkit, served: tuple[Path, int], tmp_path: Path) -> None:
     directory, port = served

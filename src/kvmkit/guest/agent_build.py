@@ -31,19 +31,26 @@ def compile_agent(directory: Path) -> bytes:
     import shutil  # these two cost those who have the image already some milliseconds
     import subprocess
 
+    from kvmkit.guest.child import end_group
+
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if not compiler:
         raise HostError("building the guest image needs a C compiler: apt-get install gcc libc6-dev")
     output = directory / "agent"
     sources = [str(file) for file in sorted(SOURCE.glob("*.c"))]
     try:
-        result = subprocess.run(
-            [*compiler.split(), *FLAGS, "-o", str(output), *sources],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        process = subprocess.Popen(
+            [*compiler.split(), *FLAGS, "-o", str(output), *sources], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(directory)},
         )  # fmt: skip
     except OSError as error:
         raise HostError(f"the C compiler {compiler} does not start: {error.strerror}") from None
-    if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line] or [f"status {result.returncode}"]
+    try:
+        _out, said = process.communicate()
+    finally:
+        end_group(process)
+    if process.returncode:
+        errors = [line for line in said.splitlines() if "error" in line] or [f"status {process.returncode}"]
         raise HostError(f"{compiler} can't compile the guest's agent: {errors[0]} (apt-get install gcc libc6-dev)")
     return output.read_bytes()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from kvmkit.errors import HostError
+from kvmkit.guest.child import end_group
 from kvmkit.guest.progress import Progress
 
 # The machine's configuration is read first; this only moves what is written, and switches off what other
@@ -152,7 +153,7 @@ class Apt:
             try:
                 process = subprocess.Popen(
                     arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[writing], cwd=cwd,
-                    env=self._environment(),
+                    env=self._environment(), start_new_session=True,
                 )  # fmt: skip
             finally:
                 os.close(writing)
@@ -161,9 +162,7 @@ class Apt:
                     self._progress.advance(int(percent * 10), 1000)
                 code = process.wait()
             finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
+                end_group(process)
             log.seek(0)
             text = log.read()
         return _first_error(text) if code or (not check and "\nW: " in "\n" + text) else ""

@@ -6,7 +6,6 @@ import os
 import pwd
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,10 @@ from pathlib import Path
 
 from kvmkit.errors import HostError
 from kvmkit.guest.apt import Source
+from kvmkit.guest.child import end_group
 from kvmkit.guest.progress import Progress
+
+END_SECONDS = 10.0
 
 _STEPS = {
     "running apt-get update": "reading package lists",
@@ -57,7 +59,9 @@ def bootstrap(
     lists = work / "sources.list"
     lists.write_text("".join(source.line() for source in sources))
     target = work / "root.tar"
-    command = ["mmdebstrap", f"--mode={_mode()}", "--variant=minbase", "--format=tar", "--architectures=amd64"]
+    mode = _mode()
+    command = [*_apart(), "mmdebstrap"] if mode == "root" else ["mmdebstrap"]
+    command += [f"--mode={mode}", "--variant=minbase", "--format=tar", "--architectures=amd64"]
     command += [f"--include={','.join(packages)}", "--dpkgopt=force-unsafe-io"]
     command += [f"--dpkgopt={line}" for line in slim().decode().splitlines()]
     if Path(_MERGED_USR).is_dir():
@@ -87,6 +91,13 @@ def _mode() -> str:
     return "unshare"
 
 
+def _apart() -> list[str]:
+    """What runs a command in namespaces of its own, if that can be: its mounts and processes go with it."""
+    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    can = shutil.which(words[0]) and subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0
+    return words if can else []
+
+
 def _has_range(name: str, user: str) -> bool:
     try:
         lines = Path(name).read_text().splitlines()
@@ -102,7 +113,7 @@ trap 'trap "" TERM; again=1; kill -TERM 0' TERM INT HUP
 "$@" </dev/null & child=$!
 wait $child; status=$?
 while kill -0 $child 2>/dev/null; do wait $child; status=$?; done
-rm -rf "$scratch" 2>/dev/null || "$1" --unshare-helper rm -rf "$scratch" # of users in a namespace
+rm -rf "$scratch" 2>/dev/null || mmdebstrap --unshare-helper rm -rf "$scratch" # of users in a namespace
 [ -z "$again" ] || { sleep 1; rm -rf "$scratch"; } # what the last of them left
 exit $status
 """
@@ -137,11 +148,9 @@ def _run(command: list[str], progress: Progress) -> str:
     finally:
         if process.poll() is None:  # it removes what it made when it is told to end
             process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+        end_group(process)
         process.stderr.close()
         shutil.rmtree(scratch, ignore_errors=True)
     if code == 0:

@@ -8,7 +8,7 @@ TINY = 11
 ROOT = 6
 """The same for `debian`: rootdisk.py, drivers.py, disk/erofs.py."""
 
-SYSTEMD = 1
+SYSTEMD = 2
 """The same for `debian-systemd`, beside that: systemd.py."""
 
 APPEND = "quiet cryptomgr.notests"

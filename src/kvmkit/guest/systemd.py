@@ -92,8 +92,10 @@ network: {config: disabled}
 ssh_deletekeys: false
 ssh_genkeytypes: [ed25519]
 disable_root: false
-locale: false
+resize_rootfs: false
+locale: "no"
 """
+"""The root is an overlay, which can't be resized. Quoted, as before 23 cloud-init wants a string there."""
 _LAST = """\
 #!/bin/sh
 # Of kvmkit: the layer below the root is left as a clean file system.

@@ -58,6 +58,15 @@ def whole(name: str, directory: Path | None) -> tuple[Disk, ...]:
     return (disk, *([Disk(path=str(seed), readonly=True)] if seed is not None else []))
 
 
+def check_whole(name: str, size: int) -> None:
+    """BadInput: a copy of that image, which is a whole disk, can't have `size` bytes. 0: as many as the image."""
+    from kvmkit.guest import library
+
+    least = (library.root() / name / library.DISK).stat().st_size
+    if 0 < size < least:
+        raise BadInput(f"--root-size: the disk of the image {name} has {least >> 20} MiB: a copy can only be larger")
+
+
 def _own_disk(machine: MachineSpec, directory: Path, size: int) -> MachineSpec:
     """Copy the image's disk, the machine's first, into the VM's directory, with its holes."""
     from kvmkit.guest import layer, library
@@ -165,16 +174,18 @@ def _found(home: Home) -> tuple[Path | None, bool]:
     """The root disk of a VM that does not run, or the image's that it will be a copy of; and whether it is the VM's.
     BadInput: it has none."""
     from kvmkit.guest import images, library
+    from kvmkit.manager import spec
 
     for name in (LAYER, library.DISK):
         if (home.path / name).exists():
             return home.path / name, True
     wanted = home.spec()
     image = wanted.image or images.default()
+    if spec.is_disk(image):
+        return library.root() / image / library.DISK, False
     if wanted.alone or image == "tiny" or (wanted.kernel and not wanted.image):
         raise BadInput(NONE)
-    whole = library.root() / image / library.DISK
-    return (whole if whole.exists() else None), False
+    return None, False
 
 
 def note_size(home: Home, size: int) -> None:

@@ -20,6 +20,7 @@ password: {password}
 chpasswd: {{ expire: false }}
 ssh_pwauth: false
 disable_root: false
+locale: "no"
 {keys}write_files:
   - path: /etc/systemd/system/kvmkit-ssh.socket
     content: |
@@ -29,6 +30,8 @@ disable_root: false
   - [systemctl, daemon-reload]
   - [systemctl, enable, --now, kvmkit-ssh.socket]
 """
+"""The locale stays as the image has it: by itself cloud-init sets en_US.UTF-8, and fails where that was not generated.
+Quoted, as before 23 it wants a string there."""
 _META = "instance-id: {name}\nlocal-hostname: {name}\n"
 
 

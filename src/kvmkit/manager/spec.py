@@ -119,6 +119,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def check(self) -> None:
         """Raise BadInput, in one line, for what can't be; nothing is built or started for it."""
         self._checked()
+        if is_disk(self.image):
+            from kvmkit.manager import rootdisk
+
+            rootdisk.check_whole(self.image, self.root_bytes())
 
     def _checked(self) -> int:
         """`check`; returns the size of guest RAM in bytes."""
