@@ -200,9 +200,9 @@ def interrupt(q: cython.pointer(VirtQueue)) -> cython.void:
     one: uint64_t = 1
     if q.interrupt_status != cython.NULL:
         fetch_or32(q.interrupt_status, 1, SEQ_CST)
+    q.interrupts += 1  # before it is one: who has seen it may look at once
     if q.interrupt >= 0:
         write(q.interrupt, cython.address(one), 8)
-    q.interrupts += 1
 
 
 @cython.cfunc
