@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from tests.secureboot.efi import program
+from tests.secureboot.efi import efi_disk, program
 
 from kvmkit.boot import uefi
 from kvmkit.errors import BadInput, HostError, KvmkitError
@@ -29,23 +28,6 @@ def has_ovmf() -> None:
         uefi.find(False)
     except HostError as error:
         pytest.skip(str(error))
-
-
-def efi_disk(path: Path, files: dict[str, bytes], mib: int = 34) -> Path:
-    """A FAT file system with these files, as removable disks are started from."""
-    if not shutil.which("mformat"):
-        pytest.skip("mformat is not installed (mtools)")
-    with path.open("wb") as file:
-        file.truncate(mib * MIB)
-    subprocess.run(["mformat", "-i", path, "-F", "::"], check=True)
-    made = set()
-    for name, data in files.items():
-        for directory in reversed(Path(name).parents):
-            if directory.name and directory not in made:
-                subprocess.run(["mmd", "-i", path, f"::/{directory}"], check=True)
-                made.add(directory)
-        subprocess.run(["mcopy", "-i", path, "-", f"::/{name}"], input=data, check=True)
-    return path
 
 
 def speaking(path: Path, text: str, then: bytes = LEAVE) -> Path:

@@ -48,6 +48,23 @@ def program(text: str = STARTED, *, then: bytes = b"") -> bytes:
     )
 
 
+def efi_disk(path: Path, files: dict[str, bytes], mib: int = 34) -> Path:
+    """A FAT file system with these files, as removable disks are started from."""
+    if not shutil.which("mformat"):
+        pytest.skip("mformat is not installed (mtools)")
+    with path.open("wb") as file:
+        file.truncate(mib << 20)
+    subprocess.run(["mformat", "-i", path, "-F", "::"], check=True)
+    made = set()
+    for name, data in files.items():
+        for directory in reversed(Path(name).parents):
+            if directory.name and directory not in made:
+                subprocess.run(["mmd", "-i", path, f"::/{directory}"], check=True)
+                made.add(directory)
+        subprocess.run(["mcopy", "-i", path, "-", f"::/{name}"], input=data, check=True)
+    return path
+
+
 def sign(data: bytes, keys: Path, path: Path) -> Path:
     """Signed with the db key of these, by sbsign."""
     if shutil.which("sbsign") is None:
