@@ -302,7 +302,7 @@ class Machine:
                         return
                     with self._changed:
                         self._reset = False
-                    gc.collect()  # devices know each other in circles: their guest's RAM goes before there is more of it
+                    gc.collect()  # devices know each other in circles: RAM goes before there is more of it
                     self._build()
         except Exception as error:
             self._broken("the machine", error)
