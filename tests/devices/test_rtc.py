@@ -19,11 +19,11 @@ START = calendar.timegm((2031, 12, 31, 23, 59, 58)) * SECOND  # a Wednesday
 class Clock:
     """An RTC, its host clock and its line."""
 
-    def __init__(self, now: int = START, memory: int = 0) -> None:
+    def __init__(self, now: int = START, memory: int = 0, high: int = 0) -> None:
         self.now = now
         self.levels: list[int] = []
         self.told = 0
-        self.chip = Rtc(lambda: self.now, self.levels.append, memory=memory)
+        self.chip = Rtc(lambda: self.now, self.levels.append, memory=memory, high=high)
         self.chip.rearm = self._tell
 
     def _tell(self) -> None:
@@ -167,7 +167,7 @@ def test_flags_can_be_polled_without_interrupts():
 
 
 def test_memory_size_is_where_firmware_looks():
-    clock = Clock(memory=5 << 30)
+    clock = Clock(memory=3 << 30, high=2 << 30)
     assert clock[0x15] | clock[0x16] << 8 == 640
     assert clock[0x17] | clock[0x18] << 8 == 0xFC00
     assert (clock[0x34] | clock[0x35] << 8) << 16 == (3 << 30) - (16 << 20)

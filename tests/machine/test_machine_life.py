@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import threading
 import time
+import weakref
 
 import pytest
 from guests import ECHO, END, FLOOD, build
@@ -189,6 +191,20 @@ def test_with_reboot_a_reset_starts_the_kernel_again(make):
     assert end is not None
     assert end.reason is EndReason.STOPPED
     assert machine.console.tail().startswith(b"hello\n" * 3)
+
+
+def test_a_reset_gives_the_guests_memory_back_before_there_is_more_of_it(make):
+    """Whenever Python looks for garbage: a guest that starts again and again must not cost its RAM each time."""
+    machine = make(HELLO + ECHO, reboot=True, transport="pci", rng=True)
+    before = weakref.ref(machine.board.pci)
+    gc.disable()
+    try:
+        machine.start()
+        machine.reset()
+        until(lambda: machine.boots == 2)
+        assert before() is None
+    finally:
+        gc.enable()
 
 
 def test_the_reset_button(make):

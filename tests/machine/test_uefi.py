@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -172,6 +173,20 @@ def test_what_can_not_be_is_refused_in_a_line(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_bytes(bytes(4096))
     smm = Path(code.code).with_suffix(".secboot.fd")
+    most = tmp_path / "most.fd"
+    most.write_bytes(Path(code.variables).read_bytes().ljust(16 * MIB, b"\xff"))
+    large = tmp_path / "large.fd"
+    large.write_bytes(Path(code.code).read_bytes().ljust(16 * MIB, b"\xff"))
+    link = tmp_path / "link.fd"
+    link.symlink_to(code.variables)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(5 << 30)
+    program_ = tmp_path / "program.efi"
+    program_.write_bytes(program("never"))
+    new = tmp_path / "new.fd"
     cases: list[tuple[dict[str, object], str]] = [
         ({"nvram": str(other)}, "not this firmware's variables"),
         ({"nvram": str(tmp_path / "no" / "vars.fd")}, "No such file"),
@@ -180,12 +195,31 @@ def test_what_can_not_be_is_refused_in_a_line(tmp_path: Path) -> None:
         ({"firmware": str(alone)}, "--nvram-template"),
         ({"firmware": "bios", "nvram": str(other)}, "go with UEFI"),
         ({"firmware": str(alone), "secure_boot": True}, "--firmware uefi"),
+        ({"firmware": str(most)}, "no code"),
+        ({"firmware": str(large), "nvram_template": str(most)}, "does not belong to it"),
+        ({"nvram": str(link)}, "symbolic link"),
+        ({"nvram": str(new), "memory": 32 * MIB}, "64 MiB"),
+        ({"nvram": str(new), "kernel": str(plain)}, "it is none"),
+        ({"nvram": str(new), "kernel": str(tmp_path)}, "a directory"),
+        ({"nvram": str(new), "kernel": str(tmp_path / "none")}, "No such file"),
+        ({"nvram": str(new), "kernel": str(fifo)}, "not a regular file"),
+        ({"nvram": str(new), "kernel": str(program_), "initrd": (str(fifo),)}, "not a regular file"),
+        ({"nvram": str(new), "kernel": str(program_), "initrd": (str(sparse),)}, "5121 MiB"),
     ]
     cases += [({"firmware": str(smm)}, "system management mode")] if smm.exists() else []
     for options, said in cases:
         with pytest.raises(BadInput, match=said) as refused:
             started(**options)
         assert "\n" not in str(refused.value)
+    assert not new.exists()
+
+
+def test_a_machine_without_its_memory_lets_go_of_its_variables(tmp_path: Path) -> None:
+    nvram = str(tmp_path / "vars.fd")
+    with pytest.raises(KvmkitError, match="No such file"):
+        started(nvram=nvram, memory_path=str(tmp_path / "no" / "where"))
+    with started(nvram=nvram):
+        pass
 
 
 def test_an_image_with_its_variables_in_it(tmp_path: Path) -> None:

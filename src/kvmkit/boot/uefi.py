@@ -6,11 +6,14 @@ OvmfPkg/Include/IndustryStandard/QemuFwCfg.h; Platform Initialization Specificat
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
 import tempfile
 import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +38,9 @@ CMDLINE_SIZE, CMDLINE, SETUP_SIZE, SETUP = 0x14, 0x15, 0x17, 0x18
 SECTOR = 512
 SETUP_SECTORS_AT, SETUP_SIGNATURE_AT, LOADER_AT, UNKNOWN_LOADER = 0x1F1, 0x202, 0x210, 0xFF
 """In a bzImage's header: Documentation/arch/x86/boot.rst of Linux."""
+EFI_PROGRAM = b"MZ"
+MOST = (1 << 32) - 1
+"""Bytes whose number fw_cfg can tell."""
 
 
 class Firmware(NamedTuple):
@@ -73,6 +79,8 @@ def read(name: str, *, secure_boot: bool = False, template: str = "") -> Firmwar
         raise BadInput(f"{path}: no UEFI image: it does not begin with a firmware volume")
     size = _variables_size(data)
     code, inside = data[size:], data[:size]
+    if len(code) < SMALLEST:
+        raise BadInput(f"{path}: no UEFI image: there is no code behind its variables")
     template = template or ("" if size else _sibling(path))
     variables = variables_of(Path(template)) if template else inside
     if not _fit(code, variables):
@@ -96,7 +104,8 @@ def _variables_size(data: bytes) -> int:
 
 def _fit(code: bytes, variables: bytes) -> bool:
     whole = len(code) + len(variables)
-    return len(code) % 4096 == 0 and len(variables) % 4096 == 0 and whole & (whole - 1) == 0
+    aligned = len(code) % 4096 == 0 and len(variables) % 4096 == 0 and whole & (whole - 1) == 0
+    return aligned and whole <= LARGEST  # below are the interrupt controllers
 
 
 def _check_mode(path: Path) -> None:
@@ -134,21 +143,24 @@ class Variables:
     """
 
     def __init__(self, path: str, template: bytes) -> None:
+        by_descriptor = path.startswith("/proc/")
+        name = os.path.realpath(path) if by_descriptor else path
         try:
             if not os.path.lexists(path):
                 _make(path, template)
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW * (not path.startswith("/proc/")))
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW * (not by_descriptor))
         except OSError as error:
-            raise BadInput(f"--nvram {path}: {error.strerror}") from error
+            why = "it is a symbolic link: name the file itself" if error.errno == errno.ELOOP else error.strerror
+            raise BadInput(f"--nvram {name}: {why}") from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             size = os.fstat(self.fd).st_size
             if size != len(template) or os.pread(self.fd, 16, 16) != VARIABLES_GUID:
-                raise BadInput(f"--nvram {path}: not this firmware's variables, which have {len(template)} bytes")
+                raise BadInput(f"--nvram {name}: not this firmware's variables, which have {len(template)} bytes")
             self.data = mmap.mmap(self.fd, size)
         except BlockingIOError as error:
             os.close(self.fd)
-            raise BadInput(f"--nvram {path}: another VM has it") from error
+            raise BadInput(f"--nvram {name}: another VM has it") from error
         except BaseException:
             os.close(self.fd)
             raise
@@ -174,12 +186,32 @@ def _make(path: str, template: bytes) -> None:
         os.unlink(name)
 
 
-def kernel_items(kernel: bytes, initrd: bytes, cmdline: str) -> dict[int, bytes]:
+def check_memory(size: int) -> None:
+    """Raise BadInput when there is too little RAM: it would stop without a word."""
+    if size < LEAST_MEMORY:
+        raise BadInput(f"UEFI needs {LEAST_MEMORY // MIB} MiB of RAM (it has {size / MIB:g})")
+
+
+def kernel(path: str, initrd: Sequence[str], cmdline: str, memory: int) -> dict[int, bytes]:
     """A kernel for firmware to start, as fw_cfg's items: it is a bzImage, or any other EFI program.
 
     With Secure Boot, OVMF refuses a program that is not signed, but starts a bzImage as an older boot loader would. Its
     initrd counts only where the header names a loader, so that is done here, as QEMU does it.
+
+    Raises BadInput, in a line, for what is none, and for files that don't fit in `memory` bytes of RAM.
     """
+    with ExitStack() as held:
+        source = held.enter_context(Source(Path(path), "kernel"))
+        if source.head[:2] != EFI_PROGRAM:
+            raise BadInput(f"kernel {path}: UEFI starts EFI programs, which most bzImages are: it is none")
+        parts = [held.enter_context(Source(Path(each), "initrd")) for each in initrd]
+        need = source.size + sum(part.size for part in parts)
+        if need > min(memory, MOST):
+            raise BadInput(f"the kernel and initrd need {-(-need // MIB)} MiB of RAM (it has {memory / MIB:g})")
+        return _items(bytes(source.map()), b"".join(part.map() for part in parts), cmdline)
+
+
+def _items(kernel: bytes, initrd: bytes, cmdline: str) -> dict[int, bytes]:
     setup = bytearray()
     if kernel[SETUP_SIGNATURE_AT : SETUP_SIGNATURE_AT + 4] == b"HdrS":
         setup += kernel[: ((kernel[SETUP_SECTORS_AT] or 4) + 1) * SECTOR]

@@ -266,7 +266,7 @@ def run_spec(
         attached=not spec.with_agent and not spec.serial
     )
     with _pidfile(spec.pidfile), create.made(spec, temporary=temporary) as home:
-        machine = with_own_files(machine, spec, home.path, temporary=temporary)
+        machine = with_own_files(machine, spec, home, temporary=temporary)
         return session.run(
             home,
             machine,

@@ -97,9 +97,12 @@ class RtcState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Rtc(Device):
-    """Ports 0x70 (index) and 0x71 (data). `clock` is the time of day in UTC, in nanoseconds since 1970."""
+    """Ports 0x70 (index) and 0x71 (data). `clock` is the time of day in UTC, in nanoseconds since 1970.
 
-    def __init__(self, clock: Clock = time.time_ns, irq: Line = unconnected, *, memory: int = 0) -> None:
+    `memory` and `high`: bytes of RAM below 4 GiB, and from there on.
+    """
+
+    def __init__(self, clock: Clock = time.time_ns, irq: Line = unconnected, *, memory: int = 0, high: int = 0) -> None:
         self.clock = clock
         self._lock = threading.RLock()  # vCPUs' threads, and the one that keeps deadlines
         self.line = OutputLine(irq)
@@ -111,19 +114,16 @@ class Rtc(Device):
         self.memory[Reg.A] = RUNNING | 6  # 1024 Hz, as a PC's firmware leaves it
         self.memory[Reg.B] = B.HOURS_24
         self.memory[Reg.D] = VALID_RAM_AND_TIME
-        self._store_memory_size(memory)
+        self._store_memory_size(memory, high)
         self.seen = self._now()
 
-    def _store_memory_size(self, memory: int) -> None:
-        from kvmkit.memory import HOLE
-
-        low = min(memory, HOLE)
+    def _store_memory_size(self, low: int, high: int) -> None:
         self._put(Reg.BASE_MEMORY, 640, 2)
         above_1m = min(max(low - (1 << 20), 0) >> 10, 0xFC00)
         self._put(Reg.EXTENDED_MEMORY, above_1m, 2)
         self._put(Reg.EXTENDED_MEMORY_2, above_1m, 2)
         self._put(Reg.MEMORY_ABOVE_16M, max(low - (16 << 20), 0) >> 16, 2)
-        self._put(Reg.MEMORY_ABOVE_4G, min(max(memory - HOLE, 0) >> 16, 0xFFFFFF), 3)
+        self._put(Reg.MEMORY_ABOVE_4G, min(high >> 16, 0xFFFFFF), 3)
 
     def _put(self, at: int, value: int, size: int) -> None:
         self.memory[at : at + size] = value.to_bytes(size, "little")

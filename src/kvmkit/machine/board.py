@@ -62,16 +62,16 @@ class Board:
         self.firmware = Firmware(spec) if spec.firmware else None
         self.vcpus = []
         self.pci: HostBridge | None = None
-        self.memory = allocate(
-            spec.memory,
-            hugepages=spec.hugepages,
-            path=spec.memory_path,
-            preallocate=spec.preallocate,
-            shared=spec.shares_memory,
-            behind=sum(each.check() for each in spec.pmem),
-            below=self.firmware.low_memory if self.firmware else HOLE,
-        )
         try:
+            self.memory = allocate(
+                spec.memory,
+                hugepages=spec.hugepages,
+                path=spec.memory_path,
+                preallocate=spec.preallocate,
+                shared=spec.shares_memory,
+                behind=sum(each.check() for each in spec.pmem),
+                below=self.firmware.low_memory if self.firmware else HOLE,
+            )
             if self.firmware is not None:
                 self.firmware.load(self.memory)
             self.ports = AddressSpace("ports")
@@ -116,7 +116,8 @@ class Board:
 
     def _add_platform(self, events: Events, debug: Sink) -> None:
         add = self.ports.add
-        self.rtc = Rtc(irq=self._line(pc.RTC_IRQ), memory=self.spec.memory)
+        low = self.memory.low
+        self.rtc = Rtc(irq=self._line(pc.RTC_IRQ), memory=low, high=self.memory.size - low)
         add(pc.RTC_PORT, 2, self.rtc)
         hidden = self.firmware is not None and self.firmware.uefi
         self.i8042 = I8042(events.reset, self._line(KEYBOARD_IRQ), hidden=hidden)
@@ -201,6 +202,7 @@ class Board:
             self.vm.close()
         if self.pci is not None:
             self.pci.close()
-        self.memory.close()
+        if hasattr(self, "memory"):
+            self.memory.close()
         if self.firmware is not None:
             self.firmware.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmkit.memory import HOLE
@@ -21,11 +20,14 @@ class Firmware:
 
     def __init__(self, spec: MachineSpec) -> None:
         self.uefi = spec.uefi
-        self._spec = spec
         self._variables: Variables | None = None
+        self._kernel: dict[int, bytes] = {}
         if self.uefi:
             from kvmkit.boot import uefi
 
+            uefi.check_memory(spec.memory)
+            if spec.kernel:
+                self._kernel = uefi.kernel(spec.kernel, spec.initrd, spec.append, spec.memory)
             found = uefi.read(spec.firmware, secure_boot=spec.secure_boot, template=spec.nvram_template)
             self._variables = uefi.Variables(spec.nvram, found.variables)
             self.code = found.code
@@ -55,13 +57,7 @@ class Firmware:
 
     def items(self) -> dict[int, bytes]:
         """What it reads by number: a kernel to start, if the machine has one."""
-        if not self._spec.kernel:
-            return {}
-        from kvmkit.boot import uefi
-
-        spec = self._spec
-        initrd = b"".join(Path(path).read_bytes() for path in spec.initrd)
-        return uefi.kernel_items(Path(spec.kernel).read_bytes(), initrd, spec.append)
+        return self._kernel
 
     def add_flash(self, mmio: AddressSpace) -> None:
         if self._variables is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -301,6 +302,7 @@ class Machine:
                         return
                     with self._changed:
                         self._reset = False
+                    gc.collect()  # devices know each other in circles: RAM goes before there is more of it
                     self._build()
         except Exception as error:
             self._broken("the machine", error)

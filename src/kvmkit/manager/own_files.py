@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 NVRAM = "nvram.fd"
 
 
-def with_own_files(machine: MachineSpec, spec: VmSpec, directory: Path, *, temporary: bool) -> MachineSpec:
+def with_own_files(machine: MachineSpec, spec: VmSpec, home: Home, *, temporary: bool) -> MachineSpec:
     """The machine with them, made if they are not there yet. `temporary`: what goes with the VM may be in memory.
 
     Raises BadInput or HostError, in a line.
     """
+    directory = home.path
     if spec.root_size or not temporary:
         from kvmkit.manager import rootdisk
 
         machine = rootdisk.with_layer(machine, directory, spec.root_bytes())
     if machine.uefi and not machine.nvram and not temporary:
-        machine = msgspec.structs.replace(machine, nvram=str(directory / NVRAM))
+        # By the descriptor: a guest that resets finds them again when the VM has been renamed.
+        machine = msgspec.structs.replace(machine, nvram=f"/proc/self/fd/{home.directory}/{NVRAM}")
     if spec.user_data:
         from kvmkit.manager import seed
 

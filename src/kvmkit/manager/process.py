@@ -82,7 +82,7 @@ def _start(name: str, began: int):  # type: ignore[no-untyped-def]  # (Vmm, its 
 
             held.append(PidFile(wanted.pidfile))
         machine = wanted.machine(directory=own.path)
-        machine = with_own_files(machine, wanted, own.path, temporary=own.load().temporary)
+        machine = with_own_files(machine, wanted, own, temporary=own.load().temporary)
         vmm = begun = Vmm(own, machine, with_agent=wanted.with_agent, warn=_warn, started_ns=began)
         if wanted.serial:
             from kvmkit.manager import events, outlet

@@ -364,11 +364,12 @@ def _absolute_serial(text: str, base: Path) -> str:
 def is_multiboot(kernel: str) -> bool:
     """Its command line is its own business: nothing is put there that was not asked for."""
     from kvmkit.boot import multiboot
+    from kvmkit.boot.files import Source
 
     try:
-        with open(kernel, "rb") as file:
-            return multiboot.find(file.read(multiboot.SEARCH)) is not None
-    except OSError:
+        with Source(Path(kernel), "kernel") as source:
+            return multiboot.find(source.head) is not None
+    except BadInput:
         return False  # said in full when it is loaded
 
 
