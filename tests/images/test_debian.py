@@ -77,6 +77,21 @@ def test_a_root_disk_grows(kvmkit: Kvmkit) -> None:
     assert kvmkit("rm", "-f", "grown").returncode == 0
 
 
+def test_a_renamed_vm_finds_its_disk_when_its_guest_resets(kvmkit: Kvmkit) -> None:
+    assert kvmkit("create", "--name", "old", "--memory", "192M", *DEBIAN).returncode == 0
+    assert kvmkit("start", "--wait", "old").returncode == 0
+    assert kvmkit("exec", "old", "sh", "-c", "echo mine >/root/file; sync").returncode == 0
+    assert kvmkit("rename", "old", "new").returncode == 0
+    kvmkit("exec", "new", "sh", "-c", "echo b >/proc/sysrq-trigger")
+    until = time.monotonic() + 60
+    while (done := kvmkit("exec", "new", "cat", "/proc/uptime", "/root/file")).returncode or not done.stdout:
+        assert time.monotonic() < until, done
+    assert done.stdout.endswith("mine\n")
+    (told,) = json.loads(kvmkit("inspect", "new").stdout)
+    assert told["state"] == "running", told
+    assert kvmkit("rm", "-f", "new").returncode == 0
+
+
 def test_vms_share_the_base_and_keep_their_own_changes(debian: Path, tmp_path: Path) -> None:
     """Each stays with the image it was begun with, also when that has gone from the cache."""
     home = tmp_path / "home"

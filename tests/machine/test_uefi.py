@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.secureboot.efi import efi_disk, program
+from tests.secureboot.efi import RESET, efi_disk, program
 
 from kvmkit.boot import uefi
 from kvmkit.errors import BadInput, HostError, KvmkitError
@@ -19,7 +19,6 @@ from kvmkit.machine import Disk, EndReason, Machine, MachineSpec, ScsiDisk
 
 MIB = 1 << 20
 LEAVE = bytes.fromhex("66baf400 31c0 ee")  # mov dx, 0xf4; xor eax, eax; out dx, al: the debug exit
-RESET = bytes.fromhex("66baf90c b006 ee")  # mov dx, 0xcf9; mov al, 6; out dx, al
 NOTHING_STARTS = "No bootable option or device was found"
 
 

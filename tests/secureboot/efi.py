@@ -18,6 +18,7 @@ from .conftest import OVMF
 
 CODE = OVMF / "OVMF_CODE_4M.fd"  # with Secure Boot, and without SMM, as kvmkit's machine has it
 STARTED = "the program runs"
+RESET = bytes.fromhex("66baf90c b006 ee")  # mov dx, 0xcf9; mov al, 6; out dx, al
 REFUSED = "No bootable option or device was found"
 LONGEST = 100.0  # seconds; it takes three
 

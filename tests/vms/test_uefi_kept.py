@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.secureboot.efi import CODE, REFUSED, STARTED, efi_disk, program
+from tests.secureboot.efi import CODE, REFUSED, RESET, STARTED, efi_disk, program
 
 pytestmark = [
     pytest.mark.guest,
@@ -25,6 +25,21 @@ def says(kvmkit, name: str, text: str, seconds: float = 60) -> None:
 
 def secure(kvmkit, name: str) -> bool:
     return bool(json.loads(kvmkit("secureboot", "status", name, "--json").stdout)["secure_boot"])
+
+
+def test_a_renamed_vm_finds_its_variables_when_its_guest_resets(kvmkit, home: Path, tmp_path: Path) -> None:
+    disk = efi_disk(tmp_path / "a.raw", {"EFI/BOOT/BOOTX64.EFI": program(then=RESET)})
+    words = ("--firmware", "uefi", "--disk", str(disk), "--accel", "tcg", "--memory", "128M")
+    assert kvmkit("create", "--name", "first", *words).returncode == 0
+    assert kvmkit("start", "first").returncode == 0
+    says(kvmkit, "first", STARTED)
+    assert kvmkit("rename", "first", "second").returncode == 0
+    seen = kvmkit("logs", "second").stdout.count(STARTED)
+    end = time.monotonic() + 60
+    while kvmkit("logs", "second").stdout.count(STARTED) < seen + 2:
+        assert time.monotonic() < end, kvmkit("ps", "-a").stdout
+        time.sleep(0.2)
+    assert kvmkit("rm", "-f", "second").returncode == 0
 
 
 def test_keys_are_enrolled_between_two_starts(kvmkit, home: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from kvmkit.errors import BadInput
 SECTOR = 512
 FILE_BLOCK = 4096
 """Bytes a file system moves at once."""
+OWN_DESCRIPTORS = "/proc/self/fd/"
 BLKSSZGET, BLKPBSZGET = 0x1268, 0x127B  # <linux/fs.h>
 
 
@@ -40,14 +41,17 @@ class DiskFile:
     def _open(self, direct: bool, raw: bool) -> None:
         # Not blocking: a path to a FIFO would have us wait for ever.
         flags = (os.O_RDONLY if self.readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
-        kind = os.stat(self.path).st_mode
+        named = self.path
+        if named.startswith(OWN_DESCRIPTORS):
+            self.path = os.path.realpath(named)  # what its user calls it
+        kind = os.stat(named).st_mode
         if stat.S_ISDIR(kind):
             raise BadInput(f"disk {self.path}: a directory; give a raw image file or a block device")
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
             raise BadInput(f"disk {self.path}: neither a file nor a block device")
         if stat.S_ISBLK(kind) and not self.readonly:
             flags |= os.O_EXCL  # refused while it is mounted
-        self.fd = os.open(self.path, flags)
+        self.fd = os.open(named, flags)
         try:
             fcntl.flock(self.fd, (fcntl.LOCK_SH if self.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -114,7 +114,7 @@ class VirtioDevices:
                 blk = Blk(
                     self._memory,
                     file,
-                    name=f"disk {disk.path}",
+                    name=f"disk {file.path}",
                     serial=disk.serial or f"kvmkit-{chr(97 + number % 26)}",
                     queues=disk.queues or min(spec.cpus, 8),
                     log=self._log,

@@ -9,6 +9,7 @@ import msgspec
 
 from kvmkit import firmware
 from kvmkit.errors import BadInput
+from kvmkit.manager import wire
 
 if TYPE_CHECKING:
     from kvmkit.machine import MachineSpec
@@ -29,13 +30,30 @@ def with_own_files(machine: MachineSpec, spec: VmSpec, home: Home, *, temporary:
 
         machine = rootdisk.with_layer(machine, directory, spec.root_bytes())
     if machine.uefi and not machine.nvram and not temporary:
-        # By the descriptor: a guest that resets finds them again when the VM has been renamed.
-        machine = msgspec.structs.replace(machine, nvram=f"/proc/self/fd/{home.directory}/{NVRAM}")
+        machine = msgspec.structs.replace(machine, nvram=str(directory / NVRAM))
     if spec.user_data:
         from kvmkit.manager import seed
 
         machine = seed.attached(machine, directory, spec.user_data)
-    return machine
+    return _by_descriptor(machine, home)
+
+
+def _by_descriptor(machine: MachineSpec, home: Home) -> MachineSpec:
+    """The same with what is in the directory found by its descriptor: a reset opens it again, and the VM may have
+    another name by then."""
+
+    inside = f"{home.path}/"
+
+    def found(path: str) -> str:
+        return wire.address(home.directory, path.removeprefix(inside)) if path.startswith(inside) else path
+
+    return msgspec.structs.replace(
+        machine,
+        kernel=found(machine.kernel),
+        initrd=tuple(found(path) for path in machine.initrd),
+        disks=tuple(msgspec.structs.replace(disk, path=found(disk.path)) for disk in machine.disks),
+        nvram=found(machine.nvram),
+    )
 
 
 def variables(home: Home) -> Path:

@@ -135,7 +135,7 @@ def _is_own(path: str) -> bool:
     from kvmkit.guest import library
     from kvmkit.manager import home
 
-    return os.path.basename(path) == library.DISK and Path(path).parent.parent == home.root()
+    return os.path.basename(path) == library.DISK and Path(path).parent.resolve().parent == home.root().resolve()
 
 
 def size_of(text: str) -> int:
