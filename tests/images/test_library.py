@@ -16,8 +16,8 @@ from tests.machine.bootable import boot_sector
 from tests.vms.conftest import Kvmkit, caller
 
 from kvmkit.errors import BadInput
+from kvmkit.firmware import SEABIOS
 from kvmkit.manager import imagespec
-from kvmkit.paths import SEABIOS
 
 GUEST = pytest.mark.guest
 QEMU_IMG = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed (qemu-utils)")
