@@ -13,7 +13,7 @@ from types import FrameType
 from kvmkit.errors import HostError, KvmkitError
 
 from . import parts
-from .channel import Overdue
+from .channel import Gone, Overdue
 from .host import Host, Shape, host, stop
 
 ENVIRONMENT = {
@@ -24,6 +24,10 @@ ENVIRONMENT = {
     "PATH": "/kvmkit:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
 PYTEST = ["python3", "-X", "faulthandler", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "-rs"]
+UEFI = "tests/kvmhost/test_uefi.py"
+"""For a host whose clock counts instructions: QEMU 7.2 ends by an assertion of its own (tcg_handle_interrupt, called
+without its lock) when a guest of SVM writes CR8 while an interrupt waits. OVMF does that at the end of each tick. Where
+ticks come by the wall clock, and so often late, every second start of OVMF ended so."""
 LIMIT = 300
 """Seconds for everything that runs inside; the tests take a third of it."""
 
@@ -32,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests.kvmhost", description=__doc__, allow_abbrev=False)
     parser.add_argument("--cpus", type=int, default=1, help="processors of the test host")
     parser.add_argument("--cpu", default="EPYC,+svm", help="its QEMU processor model; it must have SVM")
+    parser.add_argument("--counted", action="store_true", help="its clock counts instructions; the tests are OVMF's")
     parser.add_argument("--stop", action="store_true", help="end a host that was kept warm, and do nothing else")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that what runs inside may take")
     keep = parser.add_mutually_exclusive_group()
@@ -72,41 +77,60 @@ def tell_where(machine: Host) -> None:
     print(machine.state(), file=sys.stderr)
 
 
+def run(shape: Shape, command: list[str], limit: float) -> int:
+    """A command in the host; its exit status. Raises Overdue, and Gone when the host ended meanwhile."""
+    started = time.monotonic()
+    with host(shape) as machine:
+        answered = time.monotonic()
+        pushed = push_all(machine)
+        ready = time.monotonic()
+        print(
+            f"KVM test host: {'started' if machine.started else 'found warm'} in {answered - started:.1f} s, "
+            f"pushed {', '.join(pushed) or 'nothing'} in {ready - answered:.1f} s",
+            file=sys.stderr,
+        )
+        pass_on_signals(machine)
+        request = {"run": command, "cwd": "/kvmkit/checkout", "env": ENVIRONMENT}
+        try:
+            return machine.channel.request(request, show, limit)
+        except Overdue:
+            tell_where(machine)
+            raise
+        except Gone:
+            print("", *machine.said(), sep="\n", file=sys.stderr)
+            raise
+
+
 def main() -> int:
     options = arguments()
-    shape = Shape(cpu=options.cpu, cpus=options.cpus)
+    shape = Shape(cpu=options.cpu, cpus=options.cpus, counted=options.counted)
     if options.stop:
         stop(shape)
         return 0
     rest = options.rest[1:] if options.rest[:1] == ["--"] else options.rest
-    command = rest if options.run else [*PYTEST, *(rest or default_tests())]
+    command = rest if options.run else [*PYTEST, *(rest or default_tests(shape))]
     keep = options.keep or not (options.no_keep or os.environ.get("CI"))
-    started = time.monotonic()
     try:
-        with host(shape) as machine:
-            answered = time.monotonic()
-            pushed = push_all(machine)
-            ready = time.monotonic()
-            print(
-                f"KVM test host: {'started' if machine.started else 'found warm'} in {answered - started:.1f} s, "
-                f"pushed {', '.join(pushed) or 'nothing'} in {ready - answered:.1f} s",
-                file=sys.stderr,
-            )
-            pass_on_signals(machine)
-            request = {"run": command, "cwd": "/kvmkit/checkout", "env": ENVIRONMENT}
-            try:
-                return machine.channel.request(request, show, options.limit)
-            except Overdue:
-                keep = False
-                tell_where(machine)
-                raise
+        try:
+            return run(shape, command, options.limit)
+        except Gone as gone:
+            # Nothing in a host's user space can end it: its QEMU did, or its kernel. What it ran starts over, once.
+            print(f"kvmhost: {gone}; all of it once more, in a new one", file=sys.stderr)
+            stop(shape)
+            return run(shape, command, options.limit)
+    except Overdue:
+        keep = False
+        raise
     finally:
         if not keep:
             stop(shape)
 
 
-def default_tests() -> list[str]:
-    return ["tests/kvmhost", "tests/microguests/test_smp.py", "-k", "not tcg"]
+def default_tests(shape: Shape) -> list[str]:
+    """Those that are meant for a host of this shape."""
+    if shape.counted:
+        return [UEFI]
+    return ["tests/kvmhost", "tests/microguests/test_smp.py", "-k", "not tcg", f"--ignore={UEFI}"]
 
 
 if __name__ == "__main__":

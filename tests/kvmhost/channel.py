@@ -26,6 +26,10 @@ Sink = Callable[[bytes, bytes], None]
 """Called with a frame's type (b"O" or b"E") and the bytes of output."""
 
 
+class Gone(HostError):
+    """The host ended: its kernel panicked, or its QEMU did."""
+
+
 class Overdue(HostError):
     """The host said nothing that ends a request before the request's time was up."""
 
@@ -58,9 +62,12 @@ class Channel:
             if not select.select([self.socket], [], [], left)[0]:
                 self.poke()
                 continue
-            data = self.socket.recv(1 << 16)
+            try:
+                data = self.socket.recv(1 << 16)
+            except ConnectionResetError:
+                data = b""
             if not data:
-                raise HostError("the KVM test host is gone")
+                raise Gone("the KVM test host is gone")
             self.buffer += data
 
     def request(self, what: dict[str, Any], sink: Sink = lambda kind, data: None, timeout: float | None = None) -> int:

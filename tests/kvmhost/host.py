@@ -40,6 +40,8 @@ class Shape:
     cpus: int = 1
     memory: str = "4G"
     idle: int = 900
+    counted: bool = False
+    """Its clock counts instructions instead of the time that passes, whatever QEMU takes for them."""
 
 
 @dataclass(slots=True)
@@ -56,8 +58,12 @@ class Host:
 
     def state(self) -> str:
         """What its processors do, twice (a spinning one moves, a sleeping one is halted), and its console's end."""
-        said = [f"console: {line}" for line in lines(self.directory / "console")[-20:]]
-        return "\n".join([*self.registers(), "half a second later:", *self.registers(), *said])
+        return "\n".join([*self.registers(), "half a second later:", *self.registers(), *self.said()])
+
+    def said(self) -> list[str]:
+        """The ends of its console and of what its QEMU printed."""
+        names = {"console": "console", "QEMU": "qemu.log"}
+        return [f"{who}: {line}" for who, name in names.items() for line in lines(self.directory / name)[-20:]]
 
     def registers(self) -> list[str]:
         time.sleep(0.5)
@@ -85,9 +91,10 @@ def directory(shape: Shape) -> Path:
 
 
 def command(built: Path, where: Path, shape: Shape) -> list[str]:
+    clock = ["-accel", "tcg,thread=single", "-icount", "shift=0"] if shape.counted else ["-accel", "tcg,thread=multi"]
     return [
         *("timeout", "--kill-after=10", LIFE, "qemu-system-x86_64"),
-        *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", shape.cpu, "-smp", str(shape.cpus), "-m", shape.memory),
+        *("-M", "q35", *clock, "-cpu", shape.cpu, "-smp", str(shape.cpus), "-m", shape.memory),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(built / "vmlinuz"), "-initrd", str(where / "initrd")),
         *("-append", "console=ttyS0 panic=-1 quiet mitigations=off"),

@@ -59,7 +59,7 @@ def ran(driven: Driven, engine: str) -> None:
 def test_a_disk_is_written(drive: Drive, engine: str, tmp_path: Path, transport: Transport, event_index: bool) -> None:
     path = tmp_path / "disk.raw"
     path.write_bytes(bytes(TOTAL * STRIDE))
-    driven = drive(lambda it: Blk(it.memory, DiskFile(path)), blk(True, DEPTH, TOTAL), transport, event_index)
+    driven = drive(lambda it: Blk(it.memory, DiskFile(str(path))), blk(True, DEPTH, TOTAL), transport, event_index)
     data = [os.urandom(STRIDE) for _ in range(DEPTH)]
     driven.guest.memory.write(BUFFERS, b"".join(data))
     ran(driven, engine)
@@ -74,7 +74,7 @@ def test_a_disk_is_written(drive: Drive, engine: str, tmp_path: Path, transport:
 def test_a_disk_is_read(drive: Drive, engine: str, tmp_path: Path, transport: Transport, event_index: bool) -> None:
     path = tmp_path / "disk.raw"
     path.write_bytes(os.urandom(TOTAL * STRIDE))
-    driven = drive(lambda it: Blk(it.memory, DiskFile(path)), blk(False, DEPTH, TOTAL), transport, event_index)
+    driven = drive(lambda it: Blk(it.memory, DiskFile(str(path))), blk(False, DEPTH, TOTAL), transport, event_index)
     ran(driven, engine)
     assert driven.written == TOTAL * (STRIDE + 1)
     found = path.read_bytes()
