@@ -13,6 +13,10 @@ import pytest
 from tests.cli.calling import COMMAND, environment
 from tests.machine.guests import END, build
 
+from kvmkit.errors import HostError
+from kvmkit.manager import files
+from kvmkit.manager.home import open_home
+
 pytestmark = pytest.mark.guest
 
 
@@ -290,6 +294,16 @@ def test_what_has_no_root_disk_gets_no_size(kvmkit) -> None:
         assert "root_size" not in json.loads(kvmkit("inspect", "none").stdout)[0]["spec"]
     finally:
         kvmkit("rm", "none")
+    for vm in (["tiny"], ["--firmware", "bios", "--disk", "/dev/null"], ["--kernel", "vmlinuz"]):
+        one_line(kvmkit("create", "--name", "none", *vm, "--root-size", "20G"), 2, "--root-size: it has no root disk")
+
+
+def test_what_cannot_be_removed_is_told_of(kvmkit, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kvmkit("create", "--name", "stays", "tiny").returncode == 0
+    monkeypatch.setenv("KVMKIT_HOME", str(home))
+    monkeypatch.setattr(files, "remove_tree", lambda path: None)
+    with open_home("stays") as owner, pytest.raises(HostError, match=r"not all of its files.*/\.gone\."):
+        owner.remove()
 
 
 def test_the_default_image_stays_a_vms(kvmkit, home: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmkit.cli.verbs import VERBS
-from kvmkit.errors import BadInput
+from kvmkit.errors import BadInput, HostError
 
 if TYPE_CHECKING:
     from kvmkit.guest.store import Manifest
@@ -147,8 +147,11 @@ def _rm(args: argparse.Namespace) -> int:
 def _prune(args: argparse.Namespace) -> int:
     from kvmkit.guest import images, library
 
-    for path in library.prune(images.current()):
+    gone, kept = library.prune(images.current())
+    for path in gone:
         print(path)
+    if kept:
+        raise HostError(f"not all of it could be removed; what is left is in {', '.join(map(str, kept))}")
     return 0
 
 

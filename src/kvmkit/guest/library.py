@@ -87,35 +87,36 @@ def remove(name: str) -> None:
         directory.with_name(directory.name + ".lock").unlink(missing_ok=True)
 
 
-def prune(current: dict[str, Path]) -> list[Path]:
+def prune(current: dict[str, Path]) -> tuple[list[Path], list[Path]]:
     """Remove builds of kvmkit's images that are not `current` (name -> directory), and what was half made.
 
-    Returns what was removed, without what the file system does not let go. VMs that were begun with one keep its files.
+    Returns what was removed, and what the file system does not let go. VMs that were begun with one keep its files.
     """
-    gone = []
+    gone: list[Path] = []
+    kept: list[Path] = []
     for stale in [*(cache_dir() / "images").glob("*/.*"), *root().glob(".*")]:
         found = _WORK.fullmatch(stale.name)
         if found is None or Path(f"/proc/{found[2]}").exists():
             continue
         with store.locked(stale.with_name(found[1])):  # its process may be one of another container's
-            gone += _removed(stale)
+            _remove(stale, gone, kept)
     for name, keep in current.items():
         base = cache_dir() / "images" / name
         for directory in sorted(path for path in base.glob("*") if path.is_dir()) if base.exists() else []:
             if directory == keep or directory.name.startswith("."):
                 continue
             with store.locked(directory):
-                gone += (removed := _removed(directory))
-            if removed:
+                _remove(directory, gone, kept)
+            if not directory.exists():
                 directory.with_name(directory.name + ".lock").unlink(missing_ok=True)
-    return gone
+    return gone, kept
 
 
-def _removed(path: Path) -> list[Path]:
-    """Remove a directory. Returns it, if it was there and is gone."""
-    was = path.exists()
-    store.remove_tree(path)
-    return [path] if was and not path.exists() else []
+def _remove(path: Path, gone: list[Path], kept: list[Path]) -> None:
+    """Remove a directory, if it is still there, and note it where it belongs."""
+    if path.exists():
+        store.remove_tree(path)
+        (kept if path.exists() else gone).append(path)
 
 
 def make(

@@ -171,11 +171,13 @@ class Home:
         self.name = name
 
     def remove(self) -> None:
-        """Remove it and all that is in it. Raises Busy while it runs."""
+        """Remove it and all that is in it. Raises Busy while it runs, HostError when something stays."""
         with self.changing():
             if self.running():
                 raise Busy(f"{self.name} is running: stop it first, or use `kvmkit rm -f {self.name}`")
-            self.discard()
+            away = self.discard()
+        if away.exists():
+            raise HostError(f"not all of its files could be removed; what is left is in {away}")
 
     def abandon(self) -> None:
         """Remove it if it is still there, does not run, and has never run or was to go when it ends."""
@@ -183,8 +185,8 @@ class Home:
         if self._in_place() and not self.running() and (noted.state == "created" or noted.temporary):
             self.discard()
 
-    def discard(self) -> None:
-        """Remove it, by its own process or whoever holds the lock."""
+    def discard(self) -> Path:
+        """Remove it, by its own process or whoever holds the lock. Where to, as what can't be removed stays there."""
         name = self.current_name()
         away = root() / f".gone.{os.getpid()}.{time.monotonic_ns():x}"
         try:
@@ -193,6 +195,7 @@ class Home:
             raise HostError(f"can't remove {root() / name}: {error.strerror}") from None
         files.remove_tree(away)
         events.note(name, "removed")
+        return away
 
 
 def root() -> Path:

@@ -29,7 +29,7 @@ LAYER = "layer.raw"
 BASE_SERIAL, LAYER_SERIAL = "kvmkit-base", "kvmkit-layer"
 """By which the agent knows them (agent/root.c). They come after the VM's other disks, whose names so stay."""
 
-NONE = "it has no root disk of its own: it keeps its changes in memory, or runs a kernel alone"
+NONE = "it has no root disk of its own: it keeps its changes in memory, or runs a kernel or a disk of yours"
 
 
 def base(image: GuestImage) -> tuple[Disk, ...]:
@@ -183,7 +183,7 @@ def _found(home: Home) -> tuple[Path | None, bool]:
     image = wanted.image or images.default()
     if spec.is_disk(image):
         return library.root() / image / library.DISK, False
-    if wanted.alone or image == "tiny" or (wanted.kernel and not wanted.image):
+    if not wanted.has_root_disk():
         raise BadInput(NONE)
     return None, False
 

@@ -142,7 +142,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             if self.with_agent:
                 raise BadInput("`serial` says where the console leads: it goes with --console, --kernel or --firmware")
         memory = parse_size(str(self.memory))
-        self.root_bytes()
+        if self.root_bytes() and not self.has_root_disk():
+            from kvmkit.manager import rootdisk
+
+            raise BadInput(f"--root-size: {rootdisk.NONE}")
         cpuid.parse(self.cpu)
         if self.hugepages:
             backing.check_choice(self.hugepages)
@@ -193,6 +196,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         from kvmkit.manager import rootdisk
 
         return rootdisk.size_of(str(self.root_size))
+
+    def has_root_disk(self) -> bool:
+        """Whether the guest's root can be a disk of the VM's own: a layer above its image's, or a copy of it."""
+        from kvmkit.guest import images
+
+        if self.alone or (self.kernel and not self.image):
+            return is_disk(self.image)
+        return (self.image or images.default()) != "tiny"
 
     def _check_firmware(self) -> None:
         if firmware.is_uefi(self.firmware):
