@@ -18,6 +18,8 @@ SIGNALLED = 128
 
 # What the host ran out of, rather than a mistake of ours.
 _HOST_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN)
+IMPORT_SECONDS = 0.002
+"""After which a signal that came in an import is looked at again."""
 
 
 def run(arguments: list[str], started_ns: int = 0) -> int:
@@ -53,6 +55,8 @@ def run(arguments: list[str], started_ns: int = 0) -> int:
         _forget_stdout()
         say(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
         return 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # of `_unwind`: it ended without that
 
 
 def say(text: str) -> None:
@@ -119,15 +123,28 @@ def _end_on_signals() -> None:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        _unwind(KeyboardInterrupt(), frame)
 
     def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise SystemExit(SIGNALLED + number)
+        _unwind(SystemExit(SIGNALLED + number), frame)
 
     for number, handler in (signal.SIGINT, interrupt), (signal.SIGTERM, terminate), (signal.SIGHUP, terminate):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def _unwind(error: BaseException, frame: FrameType | None) -> None:
+    """Raise `error`; in a moment, if something is being imported: compiled code that imports may take for granted that
+    this succeeds, and crash, as msgspec's does."""
+    inner = frame
+    while inner is not None:
+        if inner.f_globals.get("__name__") == "importlib._bootstrap":
+            signal.signal(signal.SIGALRM, lambda number, frame: _unwind(error, frame))
+            signal.setitimer(signal.ITIMER_REAL, IMPORT_SECONDS)
+            return
+        inner = inner.f_back
+    raise error
 
 
 def _forget_stdout() -> None:
