@@ -146,8 +146,9 @@ def test_what_runs_is_held_to_a_new_policy_and_a_new_rate(kvmkit: Kvmkit) -> Non
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(60)
         send = f"yes | nc 10.0.2.2 {listener.getsockname()[1]}"
+        start = ("exec", "held", "--", "sh", "-c", f"({send}) >/dev/null 2>&1 &")
         assert kvmkit("run", "-d", "--name", "held", "--accel", "tcg", "--net", "user,loopback").returncode == 0
-        assert kvmkit("exec", "held", "--", "sh", "-c", f"({send}) >/dev/null 2>&1 &").returncode == 0
+        assert kvmkit(*start).returncode == 0
         taken = Taken(listener)
         with taken.connection:
             taken.wait(True)
@@ -157,7 +158,12 @@ def test_what_runs_is_held_to_a_new_policy_and_a_new_rate(kvmkit: Kvmkit) -> Non
             listener.settimeout(0)
             with pytest.raises(BlockingIOError):
                 listener.accept()
-            assert kvmkit("set", "held", "--policy", "all").returncode == 0
+        # Not by the connection of before: passt does not always go on with one of which segments were lost meanwhile.
+        assert kvmkit("set", "held", "--policy", "all").returncode == 0
+        listener.settimeout(60)
+        assert kvmkit(*start).returncode == 0
+        taken = Taken(listener)
+        with taken.connection:
             taken.wait(True, than=6 * rate, seconds=2)
             assert kvmkit("set", "held", "--net", f"0,bps={rate // kib}K").returncode == 0
             taken.bytes_in(2)  # what was under way
